@@ -1,0 +1,243 @@
+// From rows to a batch: which rows go together, where their data lies, and what is written back.
+#pragma once
+
+#include "d2_cpu_rows.h"
+
+namespace r2d2 {
+namespace {
+
+// Rows of floats, readable and writable up to the next multiple of kLanes. Kept between calls: a fresh 5 MB for the widest
+// row would cost more in page faults than the row itself.
+class Scratch {
+ public:
+  explicit Scratch(int64_t classes) : pitch_((classes + 31) / 16 * 16) {
+    static thread_local struct Buffer {
+      float* data = nullptr;
+      int64_t size = 0;
+      ~Buffer() { free(data); }
+    } buffer;
+    if (buffer.size < kRows * pitch_) {
+      free(buffer.data);
+      buffer.size = kRows * pitch_;
+      buffer.data = static_cast<float*>(aligned_alloc(64, buffer.size * sizeof(float)));
+      if (!buffer.data) abort();
+    }
+    data_ = buffer.data;
+  }
+  float* row(int i) const { return data_ + i * pitch_; }
+
+ private:
+  static constexpr int kRows = 5;
+  int64_t pitch_;
+  float* data_;
+};
+
+inline bool all_finite(const float* x, int64_t n) {
+  for (int64_t j = 0; j < n; ++j)
+    if (!(fabsf(x[j]) <= FLT_MAX)) return false;
+  return true;
+}
+
+// Finite numbers more than FLT_MAX below the largest would make u infinite: no nearer than 1e33 is told apart from it.
+inline const float* tame(const float* x, float largest, float* out, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) out[j] = x[j] > largest - 1e33f ? x[j] : largest - 1e33f;
+  return out;
+}
+
+inline void clamp_row(float* x, int64_t n, float largest) {
+  for (int64_t j = 0; j < n; ++j) x[j] = x[j] > largest ? largest : x[j] < -largest ? -largest : x[j];
+}
+
+inline char* bank_row(const Bank& bank, int32_t slot) {
+  return static_cast<char*>(bank.rows) + slot * bank.classes * element_size(bank.dtype);
+}
+
+inline const char* logits_row(const Batch& batch, int64_t position) {
+  return static_cast<const char*>(batch.logits) + position * batch.stride * element_size(batch.dtype);
+}
+
+// The step over the rows of one batch; the class loss and whether statistics are kept are fixed, dtypes behind Edges.
+template <ClassLoss L, bool kStats>
+class StepKernel {
+ public:
+  StepKernel(const Batch& batch, const Bank& bank, const Step& step, bool update, const int32_t* slots, RowResult* results)
+      : batch_(batch), bank_(bank), step_(step), update_(update), slots_(slots), results_(results),
+        logits_edge_(kEdges[int(batch.dtype)]), bank_edge_(kEdges[int(bank.dtype)]), n_(bank.classes),
+        whole_(n_ % kLanes == 0), scratch_(n_) {}
+
+  void run(const int32_t* order, int64_t begin, int64_t end) const {
+    if (n_ <= kTileClasses) {
+      for (int64_t i = begin; i < end; i += kLanes) tile(order + i, end - i < kLanes ? int(end - i) : kLanes);
+    } else {
+      for (int64_t i = begin; i < end; ++i) row(order[i], i + 1 < end ? slots_[order[i + 1]] : -1);
+    }
+  }
+
+ private:
+  // Up to here lanes are rows: no sum crosses lanes and no lane idles in a tail.
+  static constexpr int kTileClasses = 48;
+
+  char* grad_row(int64_t i) const { return static_cast<char*>(step_.grad) + i * n_ * element_size(batch_.dtype); }
+  bool moves(int32_t slot) const { return update_ && slot >= 0; }
+  // Whole vectors of float32 are read and written where they lie, without a copy in scratch.
+  bool in_place(DType dtype) const { return whole_ && dtype == DType::float32; }
+
+  void row(int32_t i, int32_t next_slot) const {
+    const int32_t slot = slots_[i];
+    RowView r{};
+    r.classes = n_;
+    r.eu = scratch_.row(2), r.ev = scratch_.row(3);
+    if (next_slot >= 0) r.prefetch = bank_row(bank_, next_slot), r.prefetch_bytes = n_ * element_size(bank_.dtype);
+    r.x = read(logits_edge_, batch_.dtype, logits_row(batch_, i), scratch_.row(0), r.max_x);
+    if (slot >= 0)
+      r.y = read(bank_edge_, bank_.dtype, bank_row(bank_, slot), scratch_.row(1), r.max_y);
+    else
+      r.y = labelled(-1 - slot, scratch_.row(1), 1);
+    bool agreement;
+    Sums<float> sums = sum_row<L, kStats>(r, agreement);
+    const float* y = r.y;
+    if (!sound<L>(sums)) {
+      if (!all_finite(r.x, n_) || !all_finite(r.y, n_)) return spoil(i);
+      r.x = tame(r.x, r.max_x, scratch_.row(0), n_);
+      r.y = tame(r.y, r.max_y, scratch_.row(4), n_);
+      sums = sum_row<L, kStats>(r, agreement);
+    }
+    Deviations<float> deviations;
+    if (L == ClassLoss::mse) deviations = sum_deviations(r, sums);
+    const Row<float> c = finish<L>(sums, deviations, logf(sums.p), logf(sums.q), step_.weights);
+    results_[i] = result(c.class_loss, c.entropy, c.prediction_confidence, c.pseudo_confidence, agreement);
+
+    float* grad = in_place(batch_.dtype) ? reinterpret_cast<float*>(grad_row(i)) : r.eu;
+    if (moves(slot)) {
+      float* moved = in_place(bank_.dtype) ? reinterpret_cast<float*>(bank_row(bank_, slot)) : r.ev;
+      write_gradient<L, true>(r, c, y, grad, moved);
+      if (!in_place(bank_.dtype)) write_bank(slot, moved);
+    } else {
+      write_gradient<L, false>(r, c, y, grad, nullptr);
+    }
+    if (!in_place(batch_.dtype)) logits_edge_.write_row(grad_row(i), grad, n_);
+  }
+
+  void tile(const int32_t* order, int rows) const {
+    alignas(64) float x[kTileClasses * kLanes], y[kTileClasses * kLanes], eu[kTileClasses * kLanes], ev[kTileClasses * kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int32_t i = order[lane < rows ? lane : rows - 1], slot = slots_[i];
+      logits_edge_.read_lane(logits_row(batch_, i), x + lane, n_);
+      if (slot >= 0)
+        bank_edge_.read_lane(bank_row(bank_, slot), y + lane, n_);
+      else
+        labelled(-1 - slot, y + lane, kLanes);
+    }
+    Vec max_x = load(x), max_y = load(y);
+    for (int64_t j = kLanes; j < n_ * kLanes; j += kLanes) max_x = max(load(x + j), max_x), max_y = max(load(y + j), max_y);
+    Sums<Vec> sums;
+    Vec both = splat(-INFINITY);
+    for (int64_t j = 0; j < n_ * kLanes; j += kLanes) {
+      const Vec u = load(x + j) - max_x, v = load(y + j) - max_y, a = exp(u), b = exp(v);
+      store(eu + j, a), store(ev + j, b);
+      accumulate<L>(sums, u, v, a, b);
+      if (kStats) both = max(u + v, both);
+    }
+    Deviations<Vec> deviations;
+    if (L == ClassLoss::mse)
+      for (int64_t j = 0; j < n_ * kLanes; j += kLanes) accumulate(deviations, load(eu + j) / sums.p, load(ev + j) / sums.q);
+    const Row<Vec> c = finish<L>(sums, deviations, log(sums.p), log(sums.q), step_.weights);
+    for (int64_t j = 0; j < n_ * kLanes; j += kLanes) {
+      const Vec u = load(x + j) - max_x, v = load(y + j) - max_y, a = load(eu + j), b = load(ev + j);
+      store(eu + j, gradient<L>(c, u, v, a, b));
+      store(ev + j, load(y + j) - descent<L>(c, u, v, a, b));
+    }
+    const IntVec good = sound<L>(sums);
+    for (int lane = 0; lane < rows; ++lane) {
+      const int32_t i = order[lane], slot = slots_[i];
+      if (!good[lane]) {
+        row(i, -1);  // tells a bad row from one that only needs taming
+        continue;
+      }
+      results_[i] = result(c.class_loss[lane], c.entropy[lane], c.prediction_confidence[lane], c.pseudo_confidence[lane],
+                           kStats && both[lane] == 0);
+      logits_edge_.write_lane(grad_row(i), eu + lane, n_);
+      if (!moves(slot)) continue;
+      if (bank_.dtype == DType::float32) {
+        bank_edge_.write_lane(bank_row(bank_, slot), ev + lane, n_);
+      } else {
+        float* moved = scratch_.row(3);
+        for (int64_t j = 0; j < n_; ++j) moved[j] = ev[j * kLanes + lane];
+        write_bank(slot, moved);
+      }
+    }
+  }
+
+  const float* read(const Edge& edge, DType dtype, const char* from, float* scratch, float& largest) const {
+    float* to = in_place(dtype) ? reinterpret_cast<float*>(const_cast<char*>(from)) : scratch;
+    largest = edge.read_row(from, to, n_);
+    return to;
+  }
+
+  // K·onehot(label) less K, so that the largest is 0.
+  const float* labelled(int32_t label, float* y, int stride) const {
+    for (int64_t j = 0; j < n_; ++j) y[j * stride] = -bank_.label_scale;
+    y[label * stride] = 0;
+    return y;
+  }
+
+  void write_bank(int32_t slot, float* moved) const {
+    clamp_row(moved, n_, bank_edge_.largest);
+    if (bank_.stochastic)
+      bank_edge_.round_row(bank_row(bank_, slot), moved, n_, uint64_t(slot) * n_, uint64_t(*bank_.step), bank_.seed);
+    else
+      bank_edge_.write_row(bank_row(bank_, slot), moved, n_);
+  }
+
+  RowResult result(float class_loss, float entropy, float prediction, float pseudo, bool agreement) const {
+    const float loss = step_.weights.alpha * class_loss + step_.weights.beta * entropy;
+    return {loss, class_loss, entropy, prediction, pseudo, agreement, true};
+  }
+
+  void spoil(int32_t i) const {
+    float* nan = scratch_.row(2);
+    for (int64_t j = 0; j < n_; ++j) nan[j] = NAN;
+    logits_edge_.write_row(grad_row(i), nan, n_);
+    results_[i] = {NAN, NAN, NAN, NAN, NAN, false, false};
+  }
+
+  const Batch& batch_;
+  const Bank& bank_;
+  const Step& step_;
+  const bool update_;
+  const int32_t* slots_;
+  RowResult* results_;
+  const Edge &logits_edge_, &bank_edge_;
+  const int64_t n_;
+  const bool whole_;
+  const Scratch scratch_;
+};
+
+template <ClassLoss L>
+void step_rows_of(const Batch& batch, const Bank& bank, const Step& step, bool update, const int32_t* slots,
+                  const int32_t* order, int64_t begin, int64_t end, RowResult* results) {
+  if (step.statistics)
+    StepKernel<L, true>(batch, bank, step, update, slots, results).run(order, begin, end);
+  else
+    StepKernel<L, false>(batch, bank, step, update, slots, results).run(order, begin, end);
+}
+
+void step_rows(const Batch& batch, const Bank& bank, const Step& step, bool update, const int32_t* slots,
+               const int32_t* order, int64_t begin, int64_t end, RowResult* results) {
+  constexpr decltype(&step_rows) kByLoss[] = {step_rows_of<ClassLoss::kl_reverse>, step_rows_of<ClassLoss::kl>,
+                                              step_rows_of<ClassLoss::mse>};
+  kByLoss[int(step.class_loss)](batch, bank, step, update, slots, order, begin, end, results);
+}
+
+bool predict_row(const Batch& batch, const Bank& bank, int64_t position, int32_t slot) {
+  const Edge &from = kEdges[int(batch.dtype)], &to = kEdges[int(bank.dtype)];
+  float* row = Scratch(bank.classes).row(0);
+  from.read_row(logits_row(batch, position), row, bank.classes);
+  if (!all_finite(row, bank.classes)) return false;
+  clamp_row(row, bank.classes, to.largest);
+  to.write_row(bank_row(bank, slot), row, bank.classes);
+  return true;
+}
+
+}  // namespace
+}  // namespace r2d2

@@ -1,0 +1,180 @@
+// The row kernels, compiled once for each instruction set (d2_cpu_portable.cpp, _avx2.cpp, _avx512.cpp).
+//
+// All arithmetic is float32. A dtype exists only at the two edges, where a row is read into scratch and written from it.
+#pragma once
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "d2_cpu.h"
+#include "philox.h"
+#include "simd.h"
+
+namespace r2d2 {
+namespace {
+
+// ------------------------------------------------------------------------------------------- the edges: one dtype a row
+
+struct Edge {
+  float (*read_row)(const void* row, float* out, int64_t n);  // returns the largest element, NaN aside
+  void (*write_row)(void* row, const float* in, int64_t n);
+  void (*round_row)(void* row, const float* in, int64_t n, uint64_t element, uint64_t step, uint64_t seed);
+  void (*read_lane)(const void* row, float* out, int64_t n);  // out[j·kLanes]
+  void (*write_lane)(void* row, const float* in, int64_t n);
+  float largest;
+};
+
+template <class T>
+float read_row(const void* row, float* out, int64_t n) {
+  const T* in = static_cast<const T*>(row);
+  Vec largest = splat(-INFINITY);
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    const Vec x = load(in + j);
+    if (static_cast<const void*>(out) != row) store(out + j, x);
+    largest = max(x, largest);
+  }
+  float m = reduce_max(largest);
+  for (; j < n; ++j) {
+    out[j] = to_float(in[j]);
+    m = out[j] > m ? out[j] : m;
+  }
+  return m;
+}
+
+template <class T>
+void write_row(void* row, const float* in, int64_t n) {
+  T* out = static_cast<T*>(row);
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) store(out + j, load(in + j));
+  for (; j < n; ++j) out[j] = from_float<T>(in[j]);
+}
+
+template <class T>
+void read_lane(const void* row, float* out, int64_t n) {
+  const T* in = static_cast<const T*>(row);
+  for (int64_t j = 0; j < n; ++j) out[j * kLanes] = to_float(in[j]);
+}
+
+template <class T>
+void write_lane(void* row, const float* in, int64_t n) {
+  T* out = static_cast<T*>(row);
+  for (int64_t j = 0; j < n; ++j) out[j] = from_float<T>(in[j * kLanes]);
+}
+
+// Up in magnitude with the probability that the dropped bits say; `in` is within the dtype's range (see rounding.py).
+template <class T, int kDropped>
+void round_row(void* row, const float* in, int64_t n, uint64_t element, uint64_t step, uint64_t seed) {
+  constexpr uint32_t kMask = (1u << kDropped) - 1;
+  T* out = static_cast<T*>(row);
+  int64_t j = 0;
+  while (j < n) {
+    const Philox random(element >> 3, step, seed);
+    for (int piece = element & 7; piece < 8 && j < n; ++piece, ++element, ++j) {
+      const uint32_t bits = random.bits(piece);
+      float x = in[j];
+      if (kDropped == 13 && fabsf(x) < 0x1p-14f)  // a float16 subnormal: the spacing stays 2^-24
+        x = copysignf(floorf(fabsf(x) * 0x1p24f + float(bits) * 0x1p-16f) * 0x1p-24f, x);
+      else
+        x = bit_cast<float>((bit_cast<uint32_t>(x) + (bits & kMask)) & ~kMask);
+      out[j] = from_float<T>(x > kLargest<T> ? kLargest<T> : x < -kLargest<T> ? -kLargest<T> : x);
+    }
+  }
+}
+
+constexpr Edge kEdges[] = {
+    {read_row<float>, write_row<float>, nullptr, read_lane<float>, write_lane<float>, FLT_MAX},
+    {read_row<Bfloat16>, write_row<Bfloat16>, round_row<Bfloat16, 16>, read_lane<Bfloat16>, write_lane<Bfloat16>,
+     kLargest<Bfloat16>},
+    {read_row<Float16>, write_row<Float16>, round_row<Float16, 13>, read_lane<Float16>, write_lane<Float16>,
+     kLargest<Float16>},
+};
+
+// ------------------------------------------------------------------------------------------- lanes are classes
+
+// A row in float32, `classes` long and readable up to the next multiple of kLanes.
+struct RowView {
+  const float *x, *y;  // ŷ, ỹ
+  float max_x, max_y;
+  float *eu, *ev;  // to hold e^u, e^v
+  int64_t classes;
+  const char* prefetch;  // the next row of the bank
+  int64_t prefetch_bytes;
+};
+
+// f(u, v, offset) for every vector of the row; lanes past its end get u = v = −200, whose exponential is 0.
+template <class F>
+inline void for_each_vector(const RowView& r, int64_t begin, int64_t end, F f) {
+  const Vec max_x = splat(r.max_x), max_y = splat(r.max_y);
+  int64_t j = begin;
+  for (; j + kLanes <= end; j += kLanes) f(load(r.x + j) - max_x, load(r.y + j) - max_y, j);
+  if (j < end) {
+    IntVec lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    const IntVec inside = lane < int32_t(end - j);
+    f(inside ? load(r.x + j) - max_x : splat(-200), inside ? load(r.y + j) - max_y : splat(-200), j);
+  }
+}
+
+// Blocks bound how far a float32 sum can drift: their totals are added in float64.
+constexpr int64_t kBlock = 2048;
+
+template <ClassLoss L, bool kStats>
+Sums<float> sum_row(const RowView& r, bool& agreement) {
+  double p = 0, q = 0, pu = 0, pv = 0, qu = 0, qv = 0;
+  Vec both = splat(-INFINITY);
+  for (int64_t begin = 0; begin < r.classes; begin += kBlock) {
+    const int64_t end = begin + kBlock < r.classes ? begin + kBlock : r.classes;
+    Sums<Vec> sums;
+    for_each_vector(r, begin, end, [&](Vec u, Vec v, int64_t j) {
+      // Bank rows lie anywhere in memory; without this their first touch waits for DRAM.
+      if (j * 4 < r.prefetch_bytes) __builtin_prefetch(r.prefetch + j * 4);
+      const Vec eu = exp(u), ev = exp(v);
+      store(r.eu + j, eu);
+      store(r.ev + j, ev);
+      accumulate<L>(sums, u, v, eu, ev);
+      if (kStats) both = max(u + v, both);
+    });
+    p += reduce_add(sums.p), q += reduce_add(sums.q), pu += reduce_add(sums.pu);
+    if (L == ClassLoss::kl_reverse) pv += reduce_add(sums.pv);
+    if (L == ClassLoss::kl) qu += reduce_add(sums.qu);
+    if (L != ClassLoss::kl_reverse) qv += reduce_add(sums.qv);
+  }
+  agreement = kStats && reduce_max(both) == 0;  // some class attains both maxima
+  return {float(p), float(q), float(pu), float(pv), float(qu), float(qv)};
+}
+
+Deviations<float> sum_deviations(const RowView& r, const Sums<float>& sums) {
+  double squared = 0, weighted_p = 0, weighted_q = 0;
+  const Vec inv_zp = splat(1 / sums.p), inv_zq = splat(1 / sums.q);
+  for (int64_t begin = 0; begin < r.classes; begin += kBlock) {
+    const int64_t end = begin + kBlock < r.classes ? begin + kBlock : r.classes;
+    Deviations<Vec> d;
+    for (int64_t j = begin; j < end; j += kLanes)  // past the row's end the exponentials are 0
+      accumulate(d, load(r.eu + j) * inv_zp, load(r.ev + j) * inv_zq);
+    squared += reduce_add(d.squared), weighted_p += reduce_add(d.weighted_p), weighted_q += reduce_add(d.weighted_q);
+  }
+  return {float(squared), float(weighted_p), float(weighted_q)};
+}
+
+template <class T>
+inline Row<Vec> broadcast(const Row<T>& r) {
+  return {splat(r.class_loss), splat(r.entropy), splat(r.prediction_confidence), splat(r.pseudo_confidence),
+          splat(r.g0), splat(r.gu), splat(r.gv), splat(r.gp), splat(r.gq), splat(r.gs),
+          splat(r.y0), splat(r.yu), splat(r.yv), splat(r.yp), splat(r.yq), splat(r.ys)};
+}
+
+// grad and moved may be r.eu and r.ev; whole vectors are written, past the row's end too, unless `exact`.
+template <ClassLoss L, bool kUpdate>
+void write_gradient(const RowView& r, const Row<float>& row, const float* y, float* grad, float* moved) {
+  const Row<Vec> c = broadcast(row);
+  for_each_vector(r, 0, r.classes, [&](Vec u, Vec v, int64_t j) {
+    const Vec eu = load(r.eu + j), ev = load(r.ev + j);
+    const Vec g = gradient<L>(c, u, v, eu, ev), d = kUpdate ? descent<L>(c, u, v, eu, ev) : Vec{};
+    store(grad + j, g);
+    if (kUpdate) store(moved + j, load(y + j) - d);
+  });
+}
+
+}  // namespace
+}  // namespace r2d2

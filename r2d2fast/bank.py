@@ -1,0 +1,218 @@
+"""The bank: one row of learned pseudo-logits ỹ for every unlabelled sample."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r2d2fast import operators, reference
+from r2d2fast.errors import BankError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ROUNDINGS = ("nearest", "stochastic")
+
+
+class PseudoLabelBank:
+    """Pseudo-logits ỹ of the unlabelled samples of a data set, and the labels of the others (paper, section 3).
+
+    Not a parameter and not a module buffer: optimizers, weight decay and DDP must not touch it. A labelled sample owns no
+    row; its pseudo-logits are ``label_scale``·onehot(label) and never change. Rows start at zero, that is, at uniform
+    pseudo-labels, until :meth:`predict_` sets them.
+
+    Args:
+        labels: int64 ``[M]``, a class number in ``[0, num_classes)`` or −1 for an unlabelled sample.
+        num_classes: N, 2 … 262 144.
+        label_scale: K, the pseudo-logit of a labelled sample's class (reference implementation: 10).
+        dtype: of the rows: float32, bfloat16 or float16.
+        device: where rows and labels live; default the device of ``labels``.
+        storage: ``"device"``, or a path: a memory-mapped file for banks larger than memory (CPU only). The file is created,
+            its space reserved; an existing one of the right size is opened with its contents kept.
+        rounding: of a 16-bit bank: ``"nearest"``, or ``"stochastic"`` so that steps below its resolution add up.
+        seed: of stochastic rounding.
+
+    Attributes:
+        pseudo_logits: ``[U, N]``, the rows, in the order of the unlabelled samples.
+        slots: int32 ``[M]``, the row number of an unlabelled sample, −1−label of a labelled one.
+        step: int64 ``[1]``, the number of updates so far.
+
+    Raises:
+        ValueError: labels out of range, or an argument outside the values above.
+        BankError: the file cannot be made or has another size.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        num_classes: int,
+        label_scale: float = 10.0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        storage: str | os.PathLike[str] = "device",
+        rounding: str = "nearest",
+        seed: int = 0,
+    ) -> None:
+        _check_arguments(labels, num_classes, dtype, rounding)
+        self.num_classes = num_classes
+        self.label_scale = float(label_scale)
+        self.rounding = rounding
+        self.seed = seed
+        device = torch.device(labels.device if device is None else device)
+        unlabelled = labels < 0
+        rows = int(unlabelled.sum())
+        slots = torch.where(unlabelled, unlabelled.cumsum(0) - 1, -1 - labels)
+        self.slots = slots.to(device=device, dtype=torch.int32)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        if storage == "device":
+            self.path = None
+            self.pseudo_logits = torch.zeros(rows, num_classes, dtype=dtype, device=device)
+        elif storage == "pinned":
+            raise ValueError("storage 'pinned' needs the CUDA backend, which this version does not have; use 'device' or a path")
+        else:
+            self.path = Path(storage)
+            self.pseudo_logits = _map_file(self.path, rows, num_classes, dtype, device)
+
+    def __len__(self) -> int:
+        """M, the number of samples, labelled ones included."""
+        return len(self.slots)
+
+    def __repr__(self) -> str:
+        rows, classes = self.pseudo_logits.shape
+        where = self.device if self.path is None else self.path
+        return (
+            f"PseudoLabelBank({len(self)} samples, {rows} unlabelled x {classes} classes, "
+            f"{self.dtype}, {self.nbytes / 2**20:.1f} MiB on {where}, rounding={self.rounding!r})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.pseudo_logits.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pseudo_logits.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows: U·N times the size of an element."""
+        return self.pseudo_logits.nbytes
+
+    def predict_(self, index: Tensor, logits: Tensor) -> None:
+        """(Re)prediction: set the rows of the unlabelled samples among ``index`` to ``logits`` (rounded to nearest).
+
+        ``index`` int32 or int64 ``[B]``; ``logits`` ``[B, N]``, any float dtype. Labelled samples are skipped; of duplicates
+        the last counts. Raises IndexError, with nothing written, for an index outside ``[0, M)``; ValueError where logits are
+        not finite: those samples keep the rows they had, all others are set.
+        """
+        operators.predict_(self, index, logits.detach())
+
+    def logits(self, index: Tensor) -> Tensor:
+        """Pseudo-logits ỹ of the samples ``index`` ``[B]``: float32 ``[B, N]``, K·onehot(label) for labelled ones."""
+        slots = reference.lookup(index, self.slots)
+        unlabelled = slots >= 0
+        rows = torch.zeros(len(slots), self.num_classes, device=self.device)
+        rows[unlabelled] = self.pseudo_logits[slots[unlabelled]].float()
+        rows[~unlabelled, -1 - slots[~unlabelled]] = self.label_scale
+        return rows
+
+    def probs(self, index: Tensor) -> Tensor:
+        """Pseudo-labels p̃ = softmax(ỹ) of the samples ``index`` ``[B]``: float32 ``[B, N]``."""
+        return self.logits(index).softmax(1)
+
+    def hard_labels(self) -> Tensor:
+        """int64 ``[M]``: ground truth where a sample is labelled, argmax ỹ where it is not (paper, stage 3)."""
+        labels = -1 - self.slots.long()
+        labels[self.slots >= 0] = self.pseudo_logits.argmax(1)
+        return labels
+
+    def check(self) -> None:
+        """Raise BankError if a row is not finite (a damaged file, say), naming the first sample. Reads the whole bank."""
+        bad = (~self.pseudo_logits.isfinite().all(1)).nonzero()
+        if len(bad):
+            sample = int((self.slots == bad[0, 0]).nonzero()[0, 0])
+            raise BankError(
+                f"{len(bad)} rows of {self!r} are not finite, first that of sample {sample}; "
+                "set them with predict_() or load a saved state"
+            )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "PseudoLabelBank":
+        """Move the bank in place to a device and dtype; returns itself. A memory-mapped bank stays on the CPU, in its dtype."""
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(_unknown("dtype", dtype, DTYPES))
+        target = torch.device(self.device if device is None else device)
+        if self.path is not None and (target.type != "cpu" or dtype not in (None, self.dtype)):
+            raise BankError(f"the bank lives in {self.path} as {self.dtype}; make one with storage='device' to move or cast it")
+        self.pseudo_logits = self.pseudo_logits.to(device=target, dtype=dtype)
+        self.slots, self.step = self.slots.to(target), self.step.to(target)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows, slot table and step counter, as tensors that share memory with the bank, and its plain settings."""
+        return {
+            "pseudo_logits": self.pseudo_logits,
+            "slots": self.slots,
+            "step": self.step,
+            "num_classes": self.num_classes,
+            "label_scale": self.label_scale,
+            "rounding": self.rounding,
+            "seed": self.seed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy a :meth:`state_dict` in. Raises BankError, with nothing changed, if it is of other samples or classes."""
+        missing = sorted(self.state_dict().keys() - state.keys())
+        if missing:
+            raise BankError(f"the state lacks {', '.join(missing)}; pass what PseudoLabelBank.state_dict() returned")
+        shape = tuple(state["pseudo_logits"].shape)
+        if shape != tuple(self.pseudo_logits.shape):
+            raise BankError(f"the state's rows are {shape}, this bank's {tuple(self.pseudo_logits.shape)}")
+        if not torch.equal(state["slots"].to(self.device), self.slots):
+            raise BankError("the state was saved for other labels; make the bank from the labels of that run (same split)")
+        self.pseudo_logits.copy_(state["pseudo_logits"])
+        self.step.copy_(state["step"])
+        self.label_scale = state["label_scale"]
+        self.rounding, self.seed = state["rounding"], state["seed"]
+
+
+def _check_arguments(labels: Tensor, num_classes: int, dtype: torch.dtype, rounding: str) -> None:
+    if not 2 <= num_classes <= 262_144:
+        raise ValueError(f"num_classes is {num_classes}; it must be 2 … 262144")
+    if dtype not in DTYPES:
+        raise ValueError(_unknown("dtype", dtype, DTYPES))
+    if rounding not in ROUNDINGS:
+        raise ValueError(_unknown("rounding", rounding, ROUNDINGS))
+    if rounding == "stochastic" and dtype == torch.float32:
+        raise ValueError("rounding 'stochastic' is for 16-bit banks; a float32 bank rounds to nearest")
+    if labels.dim() != 1 or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 [M]; got {labels.dtype} {list(labels.shape)}")
+    wrong = ((labels < -1) | (labels >= num_classes)).nonzero()
+    if len(wrong):
+        first = int(wrong[0, 0])
+        raise ValueError(
+            f"labels[{first}] is {int(labels[first])} ({len(wrong)} such); "
+            f"a label is 0 … {num_classes - 1}, or -1 for an unlabelled sample"
+        )
+
+
+def _unknown(name: str, value: object, accepted: tuple[object, ...]) -> str:
+    return f"{name} is {value!r}; accepted: {', '.join(map(str, accepted))}"
+
+
+def _map_file(path: Path, rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        raise ValueError(f"a memory-mapped bank ({path}) lives on the CPU; got device {device}")
+    size = rows * classes * dtype.itemsize
+    try:
+        with open(path, "ab") as file:
+            if 0 < file.tell() != size:
+                raise BankError(
+                    f"{path} has {file.tell()} bytes, but {rows} rows x {classes} classes of {dtype} take {size}; "
+                    "it belongs to another bank: remove it or choose another path"
+                )
+            # Reserved now, so that a full disk is an error here and not a SIGBUS in the middle of training.
+            if size:
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise BankError(f"cannot make the bank file {path} of {size} bytes: {error.strerror}; free space or choose another path") from error
+    return torch.from_file(str(path), shared=True, size=rows * classes, dtype=dtype).view(rows, classes)

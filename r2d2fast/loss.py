@@ -1,0 +1,198 @@
+"""The D2 loss: :class:`FusedD2Loss` for training loops with autograd, :func:`d2_step` for those without."""
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from r2d2fast import operators
+from r2d2fast.backends import choose
+from r2d2fast.backends.common import STATISTICS, Step
+from r2d2fast.bank import PseudoLabelBank
+
+
+def d2_step(
+    logits: Tensor,
+    index: Tensor,
+    bank: PseudoLabelBank,
+    *,
+    alpha: float = 0.1,
+    beta: float = 0.03,
+    label_lr: float = 4000.0,
+    class_loss: str = "kl_reverse",
+    normalizer: float | None = None,
+    update_normalizer: float | None = None,
+    grad_scale: float = 1.0,
+    update: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One D2 step without autograd, for loops that call ``logits.backward(grad)``.
+
+    Args:
+        logits: ``[B, N]``, float32, bfloat16, float16 (or float64, by the reference).
+        index: int64 or int32 ``[B]``, the sample number of each row.
+        bank: its rows of the unlabelled samples are updated in place where ``update`` (Eq. 7).
+        alpha, beta: weights of the class loss and of the entropy.
+        label_lr: λ, the step size of the pseudo-logits.
+        class_loss: ``"kl_reverse"`` KL(p̂‖p̃), ``"kl"`` KL(p̃‖p̂) or ``"mse"`` (Table 4).
+        normalizer: D, what the summed loss is divided by; default B.
+        update_normalizer: D_u, the same for the update; default D. With data parallelism: the global batch.
+        grad_scale: multiplies the returned gradient, before it is rounded to the logits' dtype.
+        backend: ``"auto"`` or a name in :func:`r2d2fast.backends`.
+
+    Returns:
+        The loss Σ_i L_i / D (float32 scalar) and its gradient with respect to the logits, ``[B, N]`` in their dtype. A row
+        with a non-finite logit makes the loss and its own gradient NaN and leaves its pseudo-logits alone.
+
+    Raises:
+        IndexError: an index outside ``[0, M)``; nothing has been written.
+        TypeError, ValueError: shapes, dtypes or devices that do not fit.
+        BackendError: the backend asked for is not available.
+    """
+    operators.check(logits, index, bank)
+    step = _step(logits, alpha, beta, label_lr, class_loss, normalizer, update_normalizer, grad_scale, update)
+    return operators.run(logits.detach(), index, bank, step, None, backend)
+
+
+def _step(
+    logits: Tensor,
+    alpha: float,
+    beta: float,
+    label_lr: float,
+    class_loss: str,
+    normalizer: float | None,
+    update_normalizer: float | None,
+    grad_scale: float,
+    update: bool,
+) -> Step:
+    if class_loss not in operators.CLASS_LOSSES:
+        raise ValueError(f"class_loss is {class_loss!r}; accepted: {', '.join(operators.CLASS_LOSSES)}")
+    divisor = max(logits.shape[0], 1) if normalizer is None else normalizer
+    update_divisor = divisor if update_normalizer is None else update_normalizer
+    return Step(alpha, beta, label_lr, class_loss, float(divisor), float(update_divisor), grad_scale, update)
+
+
+class FusedD2Loss(torch.nn.Module):
+    """The D2 loss α L_c + β L_e over a batch, with the pseudo-labels learned as a side effect (paper, section 3).
+
+    One kernel computes both softmaxes, the loss, its gradient and the update ỹ ← ỹ − λ ∂L/∂ỹ. The update happens in the
+    forward call, exactly once, if the module is in training mode and gradients are enabled; it depends on nothing that
+    happens to the loss afterwards. In eval mode or under ``no_grad`` the bank is only read.
+
+    Args:
+        bank, alpha, beta, label_lr, class_loss, normalizer, update_normalizer, backend: as in :func:`d2_step`.
+        statistics: keep running sums over the batches, to be read by :meth:`read_statistics`.
+
+    Example:
+        >>> criterion = FusedD2Loss(PseudoLabelBank(labels, num_classes=10))
+        >>> loss = criterion(model(images), index)
+        >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        bank: PseudoLabelBank,
+        alpha: float = 0.1,
+        beta: float = 0.03,
+        label_lr: float = 4000.0,
+        class_loss: str = "kl_reverse",
+        normalizer: float | None = None,
+        update_normalizer: float | None = None,
+        backend: str = "auto",
+        statistics: bool = False,
+    ) -> None:
+        super().__init__()
+        if alpha <= beta:
+            warnings.warn(
+                f"alpha={alpha} <= beta={beta}: by Theorem 1 of the paper, p̃ = exp(-L/alpha) p̂^(1 - beta/alpha), so that "
+                "pseudo-labels then no longer grow with the predictions; the paper uses alpha=0.1, beta=0.03",
+                stacklevel=2,
+            )
+        self.bank = bank
+        self.alpha = alpha
+        self.beta = beta
+        self.label_lr = label_lr
+        self.class_loss = class_loss
+        self.normalizer = normalizer
+        self.update_normalizer = update_normalizer
+        self.backend = backend
+        self._statistics: Tensor | None = None
+        if statistics:
+            self._statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=bank.device)
+
+    def extra_repr(self) -> str:
+        return f"{self.bank!r}, alpha={self.alpha}, beta={self.beta}, label_lr={self.label_lr}, class_loss={self.class_loss!r}"
+
+    def forward(self, logits: Tensor, index: Tensor, grad_scale: float = 1.0) -> Tensor:
+        """Mean loss of a batch (scalar float32) for ``logits`` ``[B, N]`` and sample numbers ``index`` ``[B]``.
+
+        ``grad_scale``: with float16 logits, the scale of a ``GradScaler``, so that the gradient is rounded only after it;
+        it changes no result otherwise. Errors as in :func:`d2_step`.
+        """
+        operators.check(logits, index, self.bank)
+        step = _step(
+            logits,
+            self.alpha,
+            self.beta,
+            self.label_lr,
+            self.class_loss,
+            self.normalizer,
+            self.update_normalizer,
+            grad_scale,
+            self.training and torch.is_grad_enabled(),
+        )
+        if torch.compiler.is_compiling():
+            return self._compiled(logits, index, step)
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "FusedD2Loss writes to its bank and cannot run inside torch.func transforms (grad, vmap, jvp); "
+                "call loss.backward(), or r2d2fast.d2_step for the gradient in closed form"
+            )
+        return _D2Loss.apply(logits, index, self.bank, step, self._statistics, self.backend)
+
+    def _compiled(self, logits: Tensor, index: Tensor, step: Step) -> Tensor:
+        bank = self.bank
+        loss, grad = torch.ops.r2d2fast.d2_step(
+            logits.detach(),
+            index,
+            bank.pseudo_logits,
+            bank.slots,
+            bank.step,
+            self._statistics,
+            bank.label_scale,
+            bank.rounding,
+            bank.seed,
+            *step,
+            self.backend,
+        )
+        return torch.ops.r2d2fast.attach_gradient(logits, loss, grad, step.grad_scale)
+
+    def read_statistics(self) -> dict[str, float]:
+        """Means over the unlabelled rows since the last call, which this resets; one copy from the device.
+
+        ``rows`` (how many), ``class_loss``, ``entropy`` (nats), ``prediction_confidence`` (max p̂), ``pseudo_confidence``
+        (max p̃), ``agreement`` (share with argmax ŷ = argmax ỹ), and ``skipped``, the number of rows that were not finite.
+        """
+        if self._statistics is None:
+            raise RuntimeError("this loss keeps no statistics; make it with FusedD2Loss(..., statistics=True)")
+        sums = dict(zip(STATISTICS, self._statistics.tolist(), strict=True))
+        self._statistics.zero_()
+        rows = max(sums["rows"], 1.0)
+        return {name: value if name in ("rows", "skipped") else value / rows for name, value in sums.items()}
+
+
+class _D2Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, index, bank, step, statistics, backend):  # type: ignore[no-untyped-def]
+        loss, grad = operators.run(logits, index, bank, step, statistics, backend)
+        ctx.save_for_backward(grad)
+        ctx.scale_gradient = choose(backend, logits, bank.pseudo_logits).scale_gradient
+        ctx.grad_scale = step.grad_scale
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
+        (grad,) = ctx.saved_tensors
+        return ctx.scale_gradient(grad, grad_output, ctx.grad_scale), None, None, None, None, None

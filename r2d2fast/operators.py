@@ -1,0 +1,109 @@
+"""The D2 step as an operator: checked arguments, the backend called, and its registration with PyTorch.
+
+Eager code calls :func:`run`; ``torch.compile`` reaches the same backends through ``torch.ops.r2d2fast.d2_step``, which
+declares that it changes the bank, and ``torch.ops.r2d2fast.attach_gradient``, which has the derivative.
+"""
+
+import torch
+from torch import Tensor
+
+from r2d2fast.backends import choose
+from r2d2fast.backends.common import BankTensors, Step
+from r2d2fast.reference import Bank
+
+CLASS_LOSSES = ("kl_reverse", "kl", "mse")
+
+
+def check(logits: Tensor, index: Tensor, bank: Bank) -> None:
+    """TypeError or ValueError unless ``logits`` ``[B, N]`` and ``index`` ``[B]`` fit each other and the bank."""
+    rows = bank.pseudo_logits
+    classes = rows.shape[1]
+    if logits.dim() != 2 or logits.shape[1] != classes:
+        raise ValueError(f"logits are {list(logits.shape)}, but this bank has {classes} classes: pass [B, {classes}]")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits are {logits.dtype}; pass the network's floating-point output, before any softmax")
+    if index.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"index is {index.dtype}; pass int64 or int32 sample numbers")
+    if index.shape != logits.shape[:1]:
+        raise ValueError(f"index is {list(index.shape)} for {logits.shape[0]} rows of logits: pass one sample number a row")
+    if logits.device != rows.device or index.device != rows.device:
+        raise ValueError(
+            f"logits are on {logits.device}, index on {index.device}, the bank on {rows.device}: "
+            f"move them with .to({str(rows.device)!r}), or the bank with bank.to(device)"
+        )
+
+
+def run(logits: Tensor, index: Tensor, bank: Bank, step: Step, statistics: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    """One step by the named backend: (loss, grad)."""
+    result = choose(backend, logits, bank.pseudo_logits).step(logits, index, bank, step, statistics)
+    if step.update:  # in-place writes that autograd cannot see by itself
+        torch.autograd.graph.increment_version(bank.pseudo_logits)
+    return result
+
+
+def predict_(bank: Bank, index: Tensor, logits: Tensor) -> None:
+    """Set rows to logits; see :meth:`r2d2fast.PseudoLabelBank.predict_`."""
+    check(logits, index, bank)
+    skipped, first = choose("auto", logits, bank.pseudo_logits).predict(bank, index, logits)
+    torch.autograd.graph.increment_version(bank.pseudo_logits)
+    if skipped:
+        raise ValueError(
+            f"{skipped} of {len(index)} rows of logits are not finite, first for sample {int(index[first])}; "
+            "these samples keep the pseudo-logits they had, the others are set. Has the network diverged?"
+        )
+
+
+@torch.library.custom_op("r2d2fast::d2_step", mutates_args=("pseudo_logits", "step", "statistics"))
+def d2_step_op(
+    logits: Tensor,
+    index: Tensor,
+    pseudo_logits: Tensor,
+    slots: Tensor,
+    step: Tensor,
+    statistics: Tensor | None,
+    label_scale: float,
+    rounding: str,
+    seed: int,
+    alpha: float,
+    beta: float,
+    label_lr: float,
+    class_loss: str,
+    normalizer: float,
+    update_normalizer: float,
+    grad_scale: float,
+    update: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    bank = BankTensors(pseudo_logits, slots, step, label_scale, rounding, seed)
+    scalars = Step(alpha, beta, label_lr, class_loss, normalizer, update_normalizer, grad_scale, update)
+    return choose(backend, logits, pseudo_logits).step(logits, index, bank, scalars, statistics)
+
+
+@d2_step_op.register_fake
+def _(logits, index, pseudo_logits, *args):  # type: ignore[no-untyped-def]
+    loss_dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.new_empty((), dtype=loss_dtype), torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("r2d2fast::attach_gradient", mutates_args=())
+def attach_gradient(logits: Tensor, loss: Tensor, grad: Tensor, grad_scale: float) -> Tensor:
+    """``loss`` again, with ``grad / grad_scale`` as its derivative with respect to ``logits``."""
+    return loss.clone()
+
+
+@attach_gradient.register_fake
+def _(logits, loss, grad, grad_scale):  # type: ignore[no-untyped-def]
+    return torch.empty_like(loss)
+
+
+def _keep_gradient(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(inputs[2])
+    ctx.grad_scale = inputs[3]
+
+
+def _scaled_gradient(ctx, grad_output):  # type: ignore[no-untyped-def]
+    (grad,) = ctx.saved_tensors
+    return grad * (grad_output / ctx.grad_scale), None, None, None
+
+
+attach_gradient.register_autograd(_scaled_gradient, setup_context=_keep_gradient)
