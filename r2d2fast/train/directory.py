@@ -1,0 +1,85 @@
+"""A run's own directory: whose run it holds, and the files in it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from r2d2fast.train.config import Config
+from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.files import write_atomically, writing
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+RESULTS = "results.json"
+
+# They say where and how to run, not what: two runs that differ in nothing else are the same run.
+NOT_COMPARED = ("run_dir", "resume", "dry_run")
+
+
+def open_directory(directory: Path, config: Config) -> None:
+    """Make ``directory`` the run's own, or find that it is already.
+
+    Raises ConfigError if it holds a run and ``config.resume`` is off, or a run of another configuration; TrainingError
+    if it cannot be written.
+    """
+    path = directory / CONFIG
+    asked = _comparable(config)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        exists = path.exists()
+    if not exists:
+        write_atomically(path, _json(asked))
+        return
+    if not config.resume:
+        raise ConfigError(f"{directory} already holds a run: go on with it by --resume, or name another --run-dir")
+    try:
+        held = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is not readable as JSON ({error}): remove {directory}, or name another --run-dir"
+        ) from error
+    differing = sorted(name for name in asked.keys() | held.keys() if asked.get(name) != held.get(name))
+    if differing:
+        differences = "; ".join(f"{name} is {held.get(name)} there, {asked.get(name)} asked for" for name in differing)
+        raise ConfigError(
+            f"{directory} holds a run of another configuration: {differences}. "
+            "Resume it with the same flags, or name another --run-dir"
+        )
+
+
+def write_metrics(directory: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the metrics of all epochs so far, a line each, in place of what was there."""
+    write_atomically(directory / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def append_metrics(directory: Path, row: dict[str, Any]) -> None:
+    """Add the line of one epoch."""
+    with writing(directory / METRICS), open(directory / METRICS, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def write_results(directory: Path, results: dict[str, Any]) -> None:
+    """Write the results; that they are there says that the run is finished."""
+    write_atomically(directory / RESULTS, _json(results))
+
+
+def read_results(directory: Path) -> dict[str, Any] | None:
+    """The results of a finished run, None if it is not finished."""
+    path = directory / RESULTS
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _comparable(config: Config) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        if isinstance(value, dict):
+            fields |= {f"{name}.{inner}": entry for inner, entry in value.items()}
+        elif name not in NOT_COMPARED:
+            fields[name] = value
+    # Through JSON and back, so that a tuple here equals the list that was read there.
+    return json.loads(_json(fields))
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

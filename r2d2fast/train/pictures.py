@@ -1,0 +1,95 @@
+"""The two pictures of a run."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from r2d2fast.train.files import write_atomically
+
+STAGE_TITLES = {1: "stage 1: supervised", 2: "stage 2: D2, then R2", 3: "stage 3: fine-tuning"}
+# By what there is to see, not by epochs: a stage of 15 must stay readable beside one of 300.
+PANEL_WIDTHS = {1: 3, 2: 5, 3: 2.2}
+ERROR_TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
+
+
+def draw_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
+    """``curves.png``: test error and pseudo-label error in percent over the epochs, a panel for each stage."""
+    stages = sorted({row["stage"] for row in rows})
+    panels = [[row for row in rows if row["stage"] == stage] for stage in stages]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    widths = [PANEL_WIDTHS[stage] for stage in stages]
+    axes = figure.subplots(1, len(stages), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for axis, stage, panel in zip(axes, stages, panels, strict=True):
+        epochs = np.arange(1, len(panel) + 1)
+        axis.plot(epochs, [row["test_error"] for row in panel], color="black", label="test error")
+        if stage > 1:
+            label_errors = [row["pseudo_label_error"] for row in panel]
+            axis.plot(epochs, label_errors, color="tab:orange", linestyle="--", label="pseudo-label error")
+        _mark_repredictions(axis, panel)
+        last = panel[-1]["test_error"]
+        axis.annotate(
+            f"{last:.1f} %",
+            (epochs[-1], last),
+            xytext=(-4, 12),
+            textcoords="offset points",
+            ha="right",
+            fontweight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        )
+        axis.set(title=STAGE_TITLES[stage], xlabel="epoch", yscale="log")
+        axis.set_yticks(ERROR_TICKS)
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.grid(axis="y", alpha=0.3)
+    errors = [row[key] for row in rows for key in ("test_error", "pseudo_label_error") if row[key]]
+    axes[0].set(ylabel="error (%)", ylim=(0.7 * min(errors, default=1), 100))
+    axes[min(1, len(axes) - 1)].legend(loc="upper right")
+    _save(figure, directory / "curves.png")
+
+
+def draw_pseudo_labels(directory: Path, rows: list[dict[str, Any]]) -> None:
+    """``pseudo_labels.png``: mean top probability of pseudo-labels and of predictions in stage 2, if it was run.
+
+    That pseudo-labels become flatter than the predictions is Theorem 2 of the paper; a reprediction sets them back.
+    """
+    panel = [row for row in rows if row["stage"] == 2]
+    if not panel:
+        return
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    epochs = np.arange(1, len(panel) + 1)
+    every = max(1, len(panel) // 20)
+    for key, label, color, line, marker in (
+        ("prediction_confidence", "predictions (network)", "black", "-", "o"),
+        ("pseudo_confidence", "pseudo-labels (learned)", "tab:orange", "--", "s"),
+    ):
+        values = [row[key] for row in panel]
+        axis.plot(
+            epochs, values, color=color, linestyle=line, marker=marker, markersize=4, markevery=every, label=label
+        )
+    _mark_repredictions(axis, panel)
+    axis.set(
+        title="confidence on unlabelled samples", xlabel="epoch of stage 2", ylabel="mean of the largest probability"
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+    _save(figure, directory / "pseudo_labels.png")
+
+
+def _mark_repredictions(axis: Axes, panel: list[dict[str, Any]]) -> None:
+    places = [row["epoch"] + 0.5 for row in panel if row["repredicted"]]
+    for n, place in enumerate(places):
+        axis.axvline(place, color="tab:blue", linestyle=":", label=None if n else "reprediction")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(path, buffer.getvalue())

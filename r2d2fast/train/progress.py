@@ -1,0 +1,65 @@
+"""What a run shows while it goes: a progress bar on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from r2d2fast.train.schedule import Epoch
+
+# Plain lines go to log files: often enough to see that the run lives, not one for each of 600 short epochs.
+SECONDS_BETWEEN_LINES = 10
+
+
+class Reporter:
+    """Shows epochs as they end. A context manager: the bar lives inside.
+
+    Args:
+        console: where to.
+        schedule: all epochs of the run.
+        done: how many of them were done before, by the run that is resumed.
+    """
+
+    def __init__(self, console: Console, schedule: list[Epoch], done: int) -> None:
+        self.console = console
+        self.epochs_of_stage = {epoch.stage: epoch.epoch + 1 for epoch in schedule}
+        self.line_due = time.monotonic() + SECONDS_BETWEEN_LINES
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        # In steps, because an epoch of stage 1 can be a hundred times shorter than one of stage 2.
+        self.task = self.bar.add_task(
+            "", total=sum(epoch.steps for epoch in schedule), completed=sum(epoch.steps for epoch in schedule[:done])
+        )
+
+    def __enter__(self) -> "Reporter":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def epoch_ended(self, epoch: Epoch, row: dict[str, Any]) -> None:
+        """Show the metrics of an epoch: always in the bar; as a line at stage ends, repredictions and now and then."""
+        line = (
+            f"stage {epoch.stage} epoch {epoch.epoch + 1:{len(str(self.epochs_of_stage[epoch.stage]))}}"
+            f"/{self.epochs_of_stage[epoch.stage]}  loss {row['train_loss']:.4f}  error {row['test_error']:.2f} %  "
+            f"{row['images_per_second']:.0f} images/s"
+        )
+        self.bar.update(self.task, description=line, advance=epoch.steps)
+        now = time.monotonic()
+        if epoch.last or (not self.console.is_terminal and (epoch.repredicts or now >= self.line_due)):
+            label_error = row["pseudo_label_error"]
+            notes = "" if label_error is None else f"  pseudo-label error {label_error:.2f} %"
+            notes += f"  lr {row['lr']:.3g}" + ("  repredicted" if epoch.repredicts else "")
+            self.console.print(line + notes, highlight=False, soft_wrap=True)
+            self.line_due = now + SECONDS_BETWEEN_LINES
