@@ -67,7 +67,11 @@ class StepKernel {
 
   void run(const int32_t* order, int64_t begin, int64_t end) const {
     if (n_ <= kTileClasses) {
-      for (int64_t i = begin; i < end; i += kLanes) tile(order + i, end - i < kLanes ? int(end - i) : kLanes);
+      int64_t ahead = begin;
+      for (int64_t i = begin; i < end; i += kLanes) {
+        for (; ahead < end && ahead < i + kPrefetchRows; ++ahead) prefetch(slots_[order[ahead]]);
+        tile(order + i, end - i < kLanes ? int(end - i) : kLanes);
+      }
     } else {
       for (int64_t i = begin; i < end; ++i) row(order[i], i + 1 < end ? slots_[order[i + 1]] : -1);
     }
@@ -76,6 +80,16 @@ class StepKernel {
  private:
   // Up to here lanes are rows: no sum crosses lanes and no lane idles in a tail.
   static constexpr int kTileClasses = 48;
+
+  // Rows of the bank lie anywhere in memory: so many of them are fetched while others are worked on.
+  static constexpr int kPrefetchRows = 48;
+
+  void prefetch(int32_t slot) const {
+    if (slot < 0) return;
+    const char *row = bank_row(bank_, slot), *end = bank_row(bank_, slot + 1);
+    for (; row < end; row += 64) __builtin_prefetch(row);
+    __builtin_prefetch(end - 1);
+  }
 
   char* grad_row(int64_t i) const { return static_cast<char*>(step_.grad) + i * n_ * element_size(batch_.dtype); }
   bool moves(int32_t slot) const { return update_ && slot >= 0; }
@@ -104,7 +118,10 @@ class StepKernel {
     }
     Deviations<float> deviations;
     if (L == ClassLoss::mse) deviations = sum_deviations(r, sums);
-    const Row<float> c = finish<L>(sums, deviations, logf(sums.p), logf(sums.q), step_.weights);
+    Vec normalizers = splat(sums.p);
+    normalizers[1] = sums.q;
+    const Vec logs = log(normalizers);
+    const Row<float> c = finish<L>(sums, deviations, logs[0], logs[1], step_.weights);
     results_[i] = result(c.class_loss, c.entropy, c.prediction_confidence, c.pseudo_confidence, agreement);
 
     float* grad = in_place(batch_.dtype) ? reinterpret_cast<float*>(grad_row(i)) : r.eu;
@@ -120,14 +137,7 @@ class StepKernel {
 
   void tile(const int32_t* order, int rows) const {
     alignas(64) float x[kTileClasses * kLanes], y[kTileClasses * kLanes], eu[kTileClasses * kLanes], ev[kTileClasses * kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int32_t i = order[lane < rows ? lane : rows - 1], slot = slots_[i];
-      logits_edge_.read_lane(logits_row(batch_, i), x + lane, n_);
-      if (slot >= 0)
-        bank_edge_.read_lane(bank_row(bank_, slot), y + lane, n_);
-      else
-        labelled(-1 - slot, y + lane, kLanes);
-    }
+    read_tiles(order, rows, x, y);
     Vec max_x = load(x), max_y = load(y);
     for (int64_t j = kLanes; j < n_ * kLanes; j += kLanes) max_x = max(load(x + j), max_x), max_y = max(load(y + j), max_y);
     Sums<Vec> sums;
@@ -148,23 +158,48 @@ class StepKernel {
       store(ev + j, load(y + j) - descent<L>(c, u, v, a, b));
     }
     const IntVec good = sound<L>(sums);
-    for (int lane = 0; lane < rows; ++lane) {
-      const int32_t i = order[lane], slot = slots_[i];
-      if (!good[lane]) {
-        row(i, -1);  // tells a bad row from one that only needs taming
-        continue;
+    void *grads[kLanes], *moved[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int32_t i = order[lane < rows ? lane : 0];
+      const bool counts = lane < rows && good[lane];
+      grads[lane] = counts ? grad_row(i) : nullptr;
+      moved[lane] = counts && moves(slots_[i]) ? bank_row(bank_, slots_[i]) : nullptr;
+      if (counts)
+        results_[i] = result(c.class_loss[lane], c.entropy[lane], c.prediction_confidence[lane], c.pseudo_confidence[lane],
+                             kStats && both[lane] == 0);
+    }
+    logits_edge_.write_tile(grads, eu, n_);
+    clamp_row(ev, n_ * kLanes, bank_edge_.largest);
+    if (bank_.stochastic)
+      for (int lane = 0; lane < rows; ++lane) {
+        if (!moved[lane]) continue;
+        float* row = scratch_.row(3);
+        for (int64_t j = 0; j < n_; ++j) row[j] = ev[j * kLanes + lane];
+        write_bank(slots_[order[lane]], row);
       }
-      results_[i] = result(c.class_loss[lane], c.entropy[lane], c.prediction_confidence[lane], c.pseudo_confidence[lane],
-                           kStats && both[lane] == 0);
-      logits_edge_.write_lane(grad_row(i), eu + lane, n_);
-      if (!moves(slot)) continue;
-      if (bank_.dtype == DType::float32) {
-        bank_edge_.write_lane(bank_row(bank_, slot), ev + lane, n_);
-      } else {
-        float* moved = scratch_.row(3);
-        for (int64_t j = 0; j < n_; ++j) moved[j] = ev[j * kLanes + lane];
-        write_bank(slot, moved);
-      }
+    else
+      bank_edge_.write_tile(moved, ev, n_);
+    for (int lane = 0; lane < rows; ++lane)
+      if (!good[lane]) row(order[lane], -1);  // tells a bad row from one that only needs taming
+  }
+
+  // Lanes past `rows` repeat the last.
+  void read_tiles(const int32_t* order, int rows, float* x, float* y) const {
+    const void *logits[kLanes], *pseudo[kLanes];
+    const void* any = nullptr;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int32_t i = order[lane < rows ? lane : rows - 1];
+      logits[lane] = logits_row(batch_, i);
+      pseudo[lane] = slots_[i] >= 0 ? bank_row(bank_, slots_[i]) : nullptr;
+      if (pseudo[lane]) any = pseudo[lane];
+    }
+    for (const void*& row : pseudo)
+      if (!row) row = any;
+    logits_edge_.read_tile(logits, x, n_);
+    if (any) bank_edge_.read_tile(pseudo, y, n_);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int32_t slot = slots_[order[lane < rows ? lane : rows - 1]];
+      if (slot < 0) labelled(-1 - slot, y + lane, kLanes);
     }
   }
 

@@ -19,8 +19,8 @@ struct Edge {
   float (*read_row)(const void* row, float* out, int64_t n);  // returns the largest element, NaN aside
   void (*write_row)(void* row, const float* in, int64_t n);
   void (*round_row)(void* row, const float* in, int64_t n, uint64_t element, uint64_t step, uint64_t seed);
-  void (*read_lane)(const void* row, float* out, int64_t n);  // out[j·kLanes]
-  void (*write_lane)(void* row, const float* in, int64_t n);
+  void (*read_tile)(const void* const* rows, float* tile, int64_t n);  // tile[j·kLanes + lane], one row a lane
+  void (*write_tile)(void* const* rows, const float* tile, int64_t n);  // null rows are left out
   float largest;
 };
 
@@ -50,16 +50,42 @@ void write_row(void* row, const float* in, int64_t n) {
   for (; j < n; ++j) out[j] = from_float<T>(in[j]);
 }
 
-template <class T>
-void read_lane(const void* row, float* out, int64_t n) {
-  const T* in = static_cast<const T*>(row);
-  for (int64_t j = 0; j < n; ++j) out[j * kLanes] = to_float(in[j]);
+// f(j) for blocks of kLanes classes that cover n; the last one overlaps the one before, so that no row is overrun.
+template <class F>
+inline void for_each_block(int64_t n, F f) {
+  for (int64_t j = 0; j + kLanes < n; j += kLanes) f(j);
+  f(n - kLanes);
 }
 
 template <class T>
-void write_lane(void* row, const float* in, int64_t n) {
-  T* out = static_cast<T*>(row);
-  for (int64_t j = 0; j < n; ++j) out[j] = from_float<T>(in[j * kLanes]);
+void read_tile(const void* const* rows, float* tile, int64_t n) {
+  if (n < kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int64_t j = 0; j < n; ++j) tile[j * kLanes + lane] = to_float(static_cast<const T*>(rows[lane])[j]);
+    return;
+  }
+  for_each_block(n, [&](int64_t j) {
+    Vec block[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) block[lane] = load(static_cast<const T*>(rows[lane]) + j);
+    transpose(block);
+    for (int i = 0; i < kLanes; ++i) store(tile + (j + i) * kLanes, block[i]);
+  });
+}
+
+template <class T>
+void write_tile(void* const* rows, const float* tile, int64_t n) {
+  if (n < kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int64_t j = 0; rows[lane] && j < n; ++j) static_cast<T*>(rows[lane])[j] = from_float<T>(tile[j * kLanes + lane]);
+    return;
+  }
+  for_each_block(n, [&](int64_t j) {
+    Vec block[kLanes];
+    for (int i = 0; i < kLanes; ++i) block[i] = load(tile + (j + i) * kLanes);
+    transpose(block);
+    for (int lane = 0; lane < kLanes; ++lane)
+      if (rows[lane]) store(static_cast<T*>(rows[lane]) + j, block[lane]);
+  });
 }
 
 // Up in magnitude with the probability that the dropped bits say; `in` is within the dtype's range (see rounding.py).
@@ -83,10 +109,10 @@ void round_row(void* row, const float* in, int64_t n, uint64_t element, uint64_t
 }
 
 constexpr Edge kEdges[] = {
-    {read_row<float>, write_row<float>, nullptr, read_lane<float>, write_lane<float>, FLT_MAX},
-    {read_row<Bfloat16>, write_row<Bfloat16>, round_row<Bfloat16, 16>, read_lane<Bfloat16>, write_lane<Bfloat16>,
+    {read_row<float>, write_row<float>, nullptr, read_tile<float>, write_tile<float>, FLT_MAX},
+    {read_row<Bfloat16>, write_row<Bfloat16>, round_row<Bfloat16, 16>, read_tile<Bfloat16>, write_tile<Bfloat16>,
      kLargest<Bfloat16>},
-    {read_row<Float16>, write_row<Float16>, round_row<Float16, 13>, read_lane<Float16>, write_lane<Float16>,
+    {read_row<Float16>, write_row<Float16>, round_row<Float16, 13>, read_tile<Float16>, write_tile<Float16>,
      kLargest<Float16>},
 };
 
@@ -105,14 +131,15 @@ struct RowView {
 // f(u, v, offset) for every vector of the row; lanes past its end get u = v = −200, whose exponential is 0.
 template <class F>
 inline void for_each_vector(const RowView& r, int64_t begin, int64_t end, F f) {
+  const float *const x = r.x, *const y = r.y;
   const Vec max_x = splat(r.max_x), max_y = splat(r.max_y);
   int64_t j = begin;
-  for (; j + kLanes <= end; j += kLanes) f(load(r.x + j) - max_x, load(r.y + j) - max_y, j);
+  for (; j + kLanes <= end; j += kLanes) f(load(x + j) - max_x, load(y + j) - max_y, j);
   if (j < end) {
     IntVec lane;
     for (int i = 0; i < kLanes; ++i) lane[i] = i;
     const IntVec inside = lane < int32_t(end - j);
-    f(inside ? load(r.x + j) - max_x : splat(-200), inside ? load(r.y + j) - max_y : splat(-200), j);
+    f(inside ? load(x + j) - max_x : splat(-200), inside ? load(y + j) - max_y : splat(-200), j);
   }
 }
 
@@ -123,15 +150,18 @@ template <ClassLoss L, bool kStats>
 Sums<float> sum_row(const RowView& r, bool& agreement) {
   double p = 0, q = 0, pu = 0, pv = 0, qu = 0, qv = 0;
   Vec both = splat(-INFINITY);
+  float *const eu_row = r.eu, *const ev_row = r.ev;
+  const char* const next = r.prefetch;
+  const int64_t next_bytes = r.prefetch_bytes;
   for (int64_t begin = 0; begin < r.classes; begin += kBlock) {
     const int64_t end = begin + kBlock < r.classes ? begin + kBlock : r.classes;
     Sums<Vec> sums;
     for_each_vector(r, begin, end, [&](Vec u, Vec v, int64_t j) {
       // Bank rows lie anywhere in memory; without this their first touch waits for DRAM.
-      if (j * 4 < r.prefetch_bytes) __builtin_prefetch(r.prefetch + j * 4);
+      if (j * 4 < next_bytes) __builtin_prefetch(next + j * 4);
       const Vec eu = exp(u), ev = exp(v);
-      store(r.eu + j, eu);
-      store(r.ev + j, ev);
+      store(eu_row + j, eu);
+      store(ev_row + j, ev);
       accumulate<L>(sums, u, v, eu, ev);
       if (kStats) both = max(u + v, both);
     });
@@ -168,8 +198,9 @@ inline Row<Vec> broadcast(const Row<T>& r) {
 template <ClassLoss L, bool kUpdate>
 void write_gradient(const RowView& r, const Row<float>& row, const float* y, float* grad, float* moved) {
   const Row<Vec> c = broadcast(row);
+  const float *const eu_row = r.eu, *const ev_row = r.ev;
   for_each_vector(r, 0, r.classes, [&](Vec u, Vec v, int64_t j) {
-    const Vec eu = load(r.eu + j), ev = load(r.ev + j);
+    const Vec eu = load(eu_row + j), ev = load(ev_row + j);
     const Vec g = gradient<L>(c, u, v, eu, ev), d = kUpdate ? descent<L>(c, u, v, eu, ev) : Vec{};
     store(grad + j, g);
     if (kUpdate) store(moved + j, load(y + j) - d);

@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <utility>
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -51,18 +53,62 @@ inline Vec max(Vec a, Vec b) {
 #endif
 }
 
-inline float reduce_max(Vec v) {
-  float m = v[0];
-  for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+// Lane i of the result is lane Lanes::at(i) of a, from kLanes on lane at(i) − kLanes of b. The lane numbers are template
+// arguments because GCC 12 assembles a mask that it only could fold at run time, one lane after another.
+template <class Lanes, int... i>
+inline Vec shuffle(Vec a, Vec b, std::integer_sequence<int, i...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Lanes::at(i)...);
+#else
+  return __builtin_shuffle(a, b, IntVec{Lanes::at(i)...});
+#endif
 }
 
+template <class Lanes>
+inline Vec shuffle(Vec a, Vec b) {
+  return shuffle<Lanes>(a, b, std::make_integer_sequence<int, kLanes>{});
+}
+
+template <int kDistance>
+struct Swapped {
+  static constexpr int at(int i) { return i ^ kDistance; }
+};
+
+// Blocks of kSize lanes, alternately from the first and the second vector: the even ones of both, or the odd ones.
+template <int kSize>
+struct Even {
+  static constexpr int at(int i) { return i & kSize ? kLanes + i - kSize : i; }
+};
+template <int kSize>
+struct Odd {
+  static constexpr int at(int i) { return i & kSize ? kLanes + i : i + kSize; }
+};
+
+template <int kDistance = kLanes / 2>
 inline float reduce_add(Vec v) {
-  float lane[kLanes];
-  write(lane, v);
-  for (int n = kLanes / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; ++i) lane[i] += lane[i + n];
-  return lane[0];
+  v += shuffle<Swapped<kDistance>>(v, v);
+  if constexpr (kDistance > 1) return reduce_add<kDistance / 2>(v);
+  return v[0];
+}
+
+template <int kDistance = kLanes / 2>
+inline float reduce_max(Vec v) {
+  v = max(v, shuffle<Swapped<kDistance>>(v, v));
+  if constexpr (kDistance > 1) return reduce_max<kDistance / 2>(v);
+  return v[0];
+}
+
+// rows[i] lane j ↔ rows[j] lane i, in log2 kLanes rounds that each swap off-diagonal blocks of one size.
+template <int kSize = 1>
+inline void transpose(Vec* rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & kSize) continue;
+    const Vec a = rows[i], b = rows[i + kSize];
+    rows[i] = shuffle<Even<kSize>>(a, b);
+    rows[i + kSize] = shuffle<Odd<kSize>>(a, b);
+  }
+  if constexpr (2 * kSize < kLanes) transpose<2 * kSize>(rows);
 }
 
 // exp x for x ≤ 0: 2^n·2^f with n the nearest integer to x·log2 e. n is read off the low bits of x·log2 e + 1.5·2^23, and
