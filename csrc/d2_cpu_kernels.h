@@ -79,7 +79,7 @@ class StepKernel {
 
  private:
   // Up to here lanes are rows: no sum crosses lanes and no lane idles in a tail.
-  static constexpr int kTileClasses = 48;
+  static constexpr int kTileClasses = 64;
 
   // Rows of the bank lie anywhere in memory: so many of them are fetched while others are worked on.
   static constexpr int kPrefetchRows = 48;
@@ -110,7 +110,7 @@ class StepKernel {
     bool agreement;
     Sums<float> sums = sum_row<L, kStats>(r, agreement);
     const float* y = r.y;
-    if (!sound<L>(sums)) {
+    if (!sound(sums)) {
       if (!all_finite(r.x, n_) || !all_finite(r.y, n_)) return spoil(i);
       r.x = tame(r.x, r.max_x, scratch_.row(0), n_);
       r.y = tame(r.y, r.max_y, scratch_.row(4), n_);
@@ -118,9 +118,9 @@ class StepKernel {
     }
     Deviations<float> deviations;
     if (L == ClassLoss::mse) deviations = sum_deviations(r, sums);
-    Vec normalizers = splat(sums.p);
-    normalizers[1] = sums.q;
-    const Vec logs = log(normalizers);
+    Vec ratios = splat(sums.p);
+    ratios[1] = sums.p / sums.q;
+    const Vec logs = log(ratios);
     const Row<float> c = finish<L>(sums, deviations, logs[0], logs[1], step_.weights);
     results_[i] = result(c.class_loss, c.entropy, c.prediction_confidence, c.pseudo_confidence, agreement);
 
@@ -151,13 +151,13 @@ class StepKernel {
     Deviations<Vec> deviations;
     if (L == ClassLoss::mse)
       for (int64_t j = 0; j < n_ * kLanes; j += kLanes) accumulate(deviations, load(eu + j) / sums.p, load(ev + j) / sums.q);
-    const Row<Vec> c = finish<L>(sums, deviations, log(sums.p), log(sums.q), step_.weights);
+    const Row<Vec> c = finish<L>(sums, deviations, log(sums.p), log(sums.p / sums.q), step_.weights);
     for (int64_t j = 0; j < n_ * kLanes; j += kLanes) {
       const Vec u = load(x + j) - max_x, v = load(y + j) - max_y, a = load(eu + j), b = load(ev + j);
       store(eu + j, gradient<L>(c, u, v, a, b));
       store(ev + j, load(y + j) - descent<L>(c, u, v, a, b));
     }
-    const IntVec good = sound<L>(sums);
+    const IntVec good = sound(sums);
     void *grads[kLanes], *moved[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       const int32_t i = order[lane < rows ? lane : 0];

@@ -148,7 +148,7 @@ constexpr int64_t kBlock = 2048;
 
 template <ClassLoss L, bool kStats>
 Sums<float> sum_row(const RowView& r, bool& agreement) {
-  double p = 0, q = 0, pu = 0, pv = 0, qu = 0, qv = 0;
+  double p = 0, q = 0, pu = 0, d = 0;
   Vec both = splat(-INFINITY);
   float *const eu_row = r.eu, *const ev_row = r.ev;
   const char* const next = r.prefetch;
@@ -165,13 +165,10 @@ Sums<float> sum_row(const RowView& r, bool& agreement) {
       accumulate<L>(sums, u, v, eu, ev);
       if (kStats) both = max(u + v, both);
     });
-    p += reduce_add(sums.p), q += reduce_add(sums.q), pu += reduce_add(sums.pu);
-    if (L == ClassLoss::kl_reverse) pv += reduce_add(sums.pv);
-    if (L == ClassLoss::kl) qu += reduce_add(sums.qu);
-    if (L != ClassLoss::kl_reverse) qv += reduce_add(sums.qv);
+    p += reduce_add(sums.p), q += reduce_add(sums.q), pu += reduce_add(sums.pu), d += reduce_add(sums.d);
   }
   agreement = kStats && reduce_max(both) == 0;  // some class attains both maxima
-  return {float(p), float(q), float(pu), float(pv), float(qu), float(qv)};
+  return {float(p), float(q), float(pu), float(d)};
 }
 
 Deviations<float> sum_deviations(const RowView& r, const Sums<float>& sums) {
@@ -187,11 +184,10 @@ Deviations<float> sum_deviations(const RowView& r, const Sums<float>& sums) {
   return {float(squared), float(weighted_p), float(weighted_q)};
 }
 
-template <class T>
-inline Row<Vec> broadcast(const Row<T>& r) {
+inline Row<Vec> broadcast(const Row<float>& r) {
   return {splat(r.class_loss), splat(r.entropy), splat(r.prediction_confidence), splat(r.pseudo_confidence),
-          splat(r.g0), splat(r.gu), splat(r.gv), splat(r.gp), splat(r.gq), splat(r.gs),
-          splat(r.y0), splat(r.yu), splat(r.yv), splat(r.yp), splat(r.yq), splat(r.ys)};
+          splat(r.inv_zp), splat(r.inv_zq), splat(r.mean_u), splat(r.mean_d), splat(r.mean_p), splat(r.mean_q),
+          splat(r.class_grad), splat(r.entropy_grad), splat(r.pseudo_grad), splat(r.rate_p), splat(r.rate_q)};
 }
 
 // grad and moved may be r.eu and r.ev; whole vectors are written, past the row's end too, unless `exact`.

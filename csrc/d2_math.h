@@ -8,8 +8,11 @@
 //   4. gradient(), descent()                   → ∂L/∂ŷ·scale and the amount to take off ỹ
 //
 // Nothing is normalised before step 3, so the exponentials are computed once and both softmaxes, the class loss, the
-// entropy and both gradients follow from six sums. mse alone needs a second set of sums (Deviations), since
+// entropy and both gradients follow from four sums. mse alone needs a second set of sums (Deviations), since
 // |p − q|² from Σp², Σq², Σpq would lose every digit where p ≈ q.
+//
+// What cancels is subtracted before it is multiplied: log p − log q enters as u − v, and both it and u are centred on their
+// means, so that the normalisers drop out of the gradients and a saturated row (p one-hot) has a gradient of exactly 0.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -22,10 +25,10 @@ namespace r2d2 {
 
 enum class ClassLoss : int { kl_reverse = 0, kl = 1, mse = 2 };
 
-// Σ e^u, Σ e^v, and Σ e^u u, Σ e^u v, Σ e^v u, Σ e^v v, of which a class loss fills the ones it needs.
+// Σ e^u, Σ e^v, Σ e^u u, and Σ e^u (u − v), for kl Σ e^v (u − v).
 template <class T>
 struct Sums {
-  T p{}, q{}, pu{}, pv{}, qu{}, qv{};
+  T p{}, q{}, pu{}, d{};
 };
 
 template <ClassLoss L, class T>
@@ -33,16 +36,13 @@ R2D2_INLINE void accumulate(Sums<T>& sums, T u, T v, T eu, T ev) {
   sums.p += eu;
   sums.q += ev;
   sums.pu += eu * u;
-  if constexpr (L == ClassLoss::kl_reverse) sums.pv += eu * v;
-  if constexpr (L == ClassLoss::kl) sums.qu += ev * u;
-  if constexpr (L != ClassLoss::kl_reverse) sums.qv += ev * v;
+  sums.d += (L == ClassLoss::kl ? ev : eu) * (u - v);
 }
 
-// A row is sound where its sums are finite: a NaN or infinity anywhere in ŷ or ỹ reaches one of these.
-template <ClassLoss L, class T>
+// A row is sound where its sums are finite: a NaN or infinity anywhere in ŷ or ỹ reaches the last.
+template <class T>
 R2D2_INLINE auto sound(const Sums<T>& sums) {
-  T probe = sums.pu + (L == ClassLoss::kl_reverse ? sums.pv : sums.qv);
-  if constexpr (L == ClassLoss::kl) probe += sums.qu;
+  const T probe = sums.pu + sums.d;
   return (probe - probe) == (probe - probe);
 }
 
@@ -68,59 +68,53 @@ struct Weights {
 template <class T>
 struct Row {
   T class_loss, entropy, prediction_confidence, pseudo_confidence;
-  T g0, gu, gv, gp, gq, gs;  // gradient = eu (g0 + gu u + gv v + gp eu + gq ev) + gs ev
-  T y0, yu, yv, yp, yq, ys;  // descent  = ev (y0 + yu u + yv v + yp eu + yq ev) + ys eu
+  T inv_zp, inv_zq, mean_u, mean_d, mean_p, mean_q;  // 1/Σe^u, 1/Σe^v; means of u, u−v, p−q, q−p
+  T class_grad, entropy_grad, pseudo_grad;           // α/Zp, β/Zp, α/Zq, times grad_weight
+  T rate_p, rate_q;                                  // α/Zp, α/Zq, times label_rate
 };
 
-// log_zp, log_zq: log s.p and log s.q, by whatever logarithm the platform has for T.
+// log_zp = log Σe^u, log_ratio = log(Σe^u/Σe^v), by whatever logarithm the platform has for T. The ratio has its own: the
+// difference of two logarithms of sums near N would be wrong by their rounding.
 template <ClassLoss L, class T>
-R2D2_INLINE Row<T> finish(const Sums<T>& s, const Deviations<T>& d, T log_zp, T log_zq, const Weights& w) {
+R2D2_INLINE Row<T> finish(const Sums<T>& s, const Deviations<T>& d, T log_zp, T log_ratio, const Weights& w) {
   Row<T> row{};
-  const T inv_zp = 1.0f / s.p, inv_zq = 1.0f / s.q;
-  const T to_grad = inv_zp * w.grad_weight, to_row = inv_zq * (w.alpha * w.label_rate);
-  row.prediction_confidence = inv_zp;  // the largest logit has e^u = 1
-  row.pseudo_confidence = inv_zq;
-  row.entropy = log_zp - s.pu * inv_zp;
-  if constexpr (L == ClassLoss::kl_reverse) {  // Eq. 5, 6
-    row.class_loss = (s.pu - s.pv) * inv_zp - (log_zp - log_zq);
-    row.gu = to_grad * (w.alpha - w.beta);
-    row.gv = to_grad * -w.alpha;
-    row.g0 = to_grad * (w.alpha * (log_zq - log_zp - row.class_loss) + w.beta * (log_zp - row.entropy));
-    row.y0 = to_row;
-    row.ys = -inv_zp * (w.alpha * w.label_rate);
-  } else if constexpr (L == ClassLoss::kl) {  // Eq. 14
-    row.class_loss = (s.qv - s.qu) * inv_zq - (log_zq - log_zp);
-    row.gu = to_grad * -w.beta;
-    row.g0 = to_grad * (w.alpha + w.beta * (log_zp - row.entropy));
-    row.gs = inv_zq * (-w.alpha * w.grad_weight);
-    row.yv = to_row;
-    row.yu = -to_row;
-    row.y0 = to_row * (log_zp - log_zq - row.class_loss);
-  } else {  // Eq. 15
-    row.class_loss = d.squared;
-    row.gu = to_grad * -w.beta;
-    row.g0 = to_grad * (w.beta * (log_zp - row.entropy) - 2 * w.alpha * d.weighted_p);
-    row.gp = to_grad * inv_zp * (2 * w.alpha);
-    row.gq = to_grad * inv_zq * (-2 * w.alpha);
-    row.y0 = to_row * d.weighted_q * -2.0f;
-    row.yq = to_row * inv_zq * 2.0f;
-    row.yp = to_row * inv_zp * -2.0f;
-  }
+  row.inv_zp = 1.0f / s.p;
+  row.inv_zq = 1.0f / s.q;
+  row.mean_u = s.pu * row.inv_zp;
+  row.mean_d = s.d * (L == ClassLoss::kl ? row.inv_zq : row.inv_zp);
+  row.mean_p = d.weighted_p;
+  row.mean_q = d.weighted_q;
+  row.class_grad = row.inv_zp * (w.alpha * w.grad_weight);
+  row.entropy_grad = row.inv_zp * (w.beta * w.grad_weight);
+  row.pseudo_grad = row.inv_zq * (w.alpha * w.grad_weight);
+  row.rate_p = row.inv_zp * (w.alpha * w.label_rate);
+  row.rate_q = row.inv_zq * (w.alpha * w.label_rate);
+  if constexpr (L == ClassLoss::kl_reverse) row.class_loss = row.mean_d - log_ratio;
+  if constexpr (L == ClassLoss::kl) row.class_loss = log_ratio - row.mean_d;
+  if constexpr (L == ClassLoss::mse) row.class_loss = d.squared;
+  row.entropy = log_zp - row.mean_u;
+  row.prediction_confidence = row.inv_zp;  // the largest logit has e^u = 1
+  row.pseudo_confidence = row.inv_zq;
   return row;
 }
 
+// ∂L/∂ŷ·grad_weight: Eq. 5, 14, 15, and the entropy's.
 template <ClassLoss L, class T>
-R2D2_INLINE T gradient(const Row<T>& row, T u, T v, T eu, T ev) {
-  if constexpr (L == ClassLoss::kl_reverse) return eu * (row.g0 + row.gu * u + row.gv * v);
-  if constexpr (L == ClassLoss::kl) return eu * (row.g0 + row.gu * u) + row.gs * ev;
-  if constexpr (L == ClassLoss::mse) return eu * (row.g0 + row.gu * u + row.gp * eu + row.gq * ev);
+R2D2_INLINE T gradient(const Row<T>& r, T u, T v, T eu, T ev) {
+  const T entropy = r.entropy_grad * (u - r.mean_u);
+  if constexpr (L == ClassLoss::kl_reverse) return eu * (r.class_grad * ((u - v) - r.mean_d) - entropy);
+  if constexpr (L == ClassLoss::kl) return eu * (r.class_grad - entropy) - r.pseudo_grad * ev;
+  const T d = eu * r.inv_zp - ev * r.inv_zq;
+  return eu * (2 * r.class_grad * (d - r.mean_p) - entropy);
 }
 
+// ∂L/∂ỹ·label_rate, to be taken off ỹ: Eq. 6, 14, 15.
 template <ClassLoss L, class T>
-R2D2_INLINE T descent(const Row<T>& row, T u, T v, T eu, T ev) {
-  if constexpr (L == ClassLoss::kl_reverse) return row.y0 * ev + row.ys * eu;
-  if constexpr (L == ClassLoss::kl) return ev * (row.y0 + row.yu * u + row.yv * v);
-  if constexpr (L == ClassLoss::mse) return ev * (row.y0 + row.yp * eu + row.yq * ev);
+R2D2_INLINE T descent(const Row<T>& r, T u, T v, T eu, T ev) {
+  if constexpr (L == ClassLoss::kl_reverse) return r.rate_q * ev - r.rate_p * eu;
+  if constexpr (L == ClassLoss::kl) return ev * (r.rate_q * (r.mean_d - (u - v)));
+  const T d = ev * r.inv_zq - eu * r.inv_zp;
+  return ev * (2 * r.rate_q * (d - r.mean_q));
 }
 
 }  // namespace r2d2

@@ -28,7 +28,7 @@ typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
 
-inline Vec splat(float x) { return x - Vec{}; }
+inline Vec splat(float x) { return Vec{} + x; }
 
 template <class T>
 inline T read(const void* p) {
