@@ -1,0 +1,63 @@
+"""Everything that is timed, by name."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench import baselines
+from bench.workload import ALPHA, BETA, LABEL_LR, Step, Workload
+from r2d2fast import FusedD2Loss, d2_step
+
+
+class Contestant(NamedTuple):
+    description: str
+    prepare: Callable[[Workload], Step]
+    only_classes: int | None = None  # timed at this N alone: where call overhead rules
+
+
+def fused_step(workload: Workload) -> Step:
+    logits, bank = workload.logits, workload.bank
+    return lambda index: d2_step(logits, index, bank, alpha=ALPHA, beta=BETA, label_lr=LABEL_LR)
+
+
+def fused_module(workload: Workload) -> Step:
+    logits = workload.leaf()
+    criterion = FusedD2Loss(workload.bank, alpha=ALPHA, beta=BETA, label_lr=LABEL_LR)
+
+    def step(index: Tensor) -> Sequence[Tensor | None]:
+        logits.grad = None
+        loss = criterion(logits, index)
+        loss.backward()
+        return loss.detach(), logits.grad
+
+    return step
+
+
+def scalar_backward(workload: Workload) -> Step:
+    """What autograd itself costs: the smallest graph there is."""
+    y = torch.ones((), requires_grad=True)
+
+    def step(index: Tensor) -> Sequence[Tensor | None]:
+        (y * 1.0).backward()
+        return ()
+
+    return step
+
+
+CONTESTANTS = {
+    "d2_step": Contestant("r2d2fast.d2_step", fused_step),
+    "module": Contestant("FusedD2Loss, forward and backward", fused_module, only_classes=10),
+    "a": Contestant("eager autograd", baselines.eager_autograd),
+    "b": Contestant("autograd under torch.compile", baselines.compiled_autograd),
+    "c": Contestant("closed form under torch.compile", baselines.compiled_closed_form),
+    "d": Contestant("bank as a CPU parameter, own autograd function", baselines.parameter_bank),
+    "e": Contestant("floor: only moving the same bytes", baselines.copies),
+    "scalar": Contestant("(y * 1.0).backward() on a scalar", scalar_backward, only_classes=10),
+}
+
+
+def contestants(classes: int) -> dict[str, Contestant]:
+    """Those timed at this number of classes, in the order of their turns."""
+    return {name: one for name, one in CONTESTANTS.items() if one.only_classes in (None, classes)}

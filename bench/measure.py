@@ -1,0 +1,74 @@
+"""Timing in turn: within one process each round times every step once, so that a busy machine slows all of them."""
+
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from bench.contestants import contestants
+from bench.workload import Step, Workload
+
+SAMPLE_SECONDS = 2e-3
+"""A timed sample is at least this long: far above the clock's resolution, short against the machine's moods."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Seconds a step, round by round, of every contestant at one shape and thread count."""
+
+    batch: int
+    classes: int
+    threads: int
+    seconds: dict[str, list[float]]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, ours: str, opponent: str) -> float:
+        """How many times as long the opponent takes: the median over rounds of the ratio within a round."""
+        pairs = zip(self.seconds[opponent], self.seconds[ours], strict=True)
+        return statistics.median(theirs / own for theirs, own in pairs)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def prepare(workload: Workload) -> dict[str, Step]:
+    """Every contestant's step, warmed up and compiled for this workload and the thread count PyTorch is set to."""
+    # Inductor writes the thread count into its code; what it compiled for another must not be found again.
+    torch._dynamo.reset()
+    steps = {name: one.prepare(workload) for name, one in contestants(workload.logits.shape[1]).items()}
+    for step in steps.values():
+        for _ in range(3):
+            step(next(workload.indices))
+    return steps
+
+
+def measure(workload: Workload, threads: int, rounds: int) -> Section:
+    with torch_threads(threads):
+        steps = prepare(workload)
+        calls = {name: math.ceil(SAMPLE_SECONDS / _sample(step, workload, 3)) for name, step in steps.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(rounds):
+            for name, step in steps.items():
+                seconds[name].append(_sample(step, workload, calls[name]))
+    batch, classes = workload.logits.shape
+    return Section(batch, classes, threads, seconds)
+
+
+def _sample(step: Step, workload: Workload, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        step(next(workload.indices))
+    return (time.perf_counter() - start) / calls

@@ -1,0 +1,41 @@
+"""What a step allocates: peak resident memory, which sees the scratch of native code and not only PyTorch's tensors."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.contestants import CONTESTANTS
+from bench.workload import Workload
+
+BATCH, CLASSES = 2048, 8000
+"""65 MB a tensor: glibc maps blocks above 32 MB one by one, so nothing hides in memory that was freed before."""
+
+_ROOT = Path(__file__).parent.parent
+
+
+def step_memory(name: str) -> float:
+    """Memory that a contestant's first step adds, in tensors of size B x N: 1 is the gradient alone."""
+    program = f"from bench.memory import grow; print(grow({name!r}))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=_ROOT, check=True, capture_output=True, text=True)
+    return float(result.stdout)
+
+
+def grow(name: str) -> float:
+    """To be called once in a fresh process, since the peak of a process never falls."""
+    # Once on another workload, so that code is loaded and threads have started.
+    small = Workload(2, 2, rows=2)
+    CONTESTANTS[name].prepare(small)(next(small.indices))
+    workload = Workload(BATCH, CLASSES, rows=BATCH)
+    step = CONTESTANTS[name].prepare(workload)
+    before = _resident("VmRSS")
+    step(next(workload.indices))
+    return (_resident("VmHWM") - before) / workload.logits.nbytes
+
+
+def _resident(field: str) -> int:
+    """Bytes now (VmRSS) or at the peak (VmHWM); getrusage's peak begins with that of the parent process."""
+    status = Path("/proc/self/status").read_text()
+    kilobytes = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+    assert kilobytes, f"/proc/self/status has no {field}"
+    return int(kilobytes[1]) * 1024

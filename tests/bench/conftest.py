@@ -1,0 +1,6 @@
+"""``bench`` is not installed: it is found from the repository's root."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
