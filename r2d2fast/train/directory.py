@@ -36,9 +36,7 @@ def open_directory(directory: Path, config: Config) -> None:
     try:
         held = json.loads(path.read_text())
     except ValueError as error:
-        raise ConfigError(
-            f"{path} is not readable as JSON ({error}): remove {directory}, or name another --run-dir"
-        ) from error
+        raise ConfigError(f"{path} is not JSON ({error}): remove {directory}, or name another --run-dir") from error
     differing = sorted(name for name in asked.keys() | held.keys() if asked.get(name) != held.get(name))
     if differing:
         differences = "; ".join(f"{name} is {held.get(name)} there, {asked.get(name)} asked for" for name in differing)

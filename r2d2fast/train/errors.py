@@ -7,3 +7,7 @@ class TrainingError(Exception):
 
 class ConfigError(TrainingError):
     """The configuration asks for what cannot be; the message names the value and the accepted ones."""
+
+
+class DivergenceError(TrainingError):
+    """The loss or the logits are not finite; the message names the place."""

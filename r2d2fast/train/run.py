@@ -9,9 +9,10 @@ import torch
 from rich.console import Console
 
 from r2d2fast.data import load_dataset
-from r2d2fast.train.checkpoint import load_checkpoint, save_checkpoint
+from r2d2fast.train.checkpoint import CURRENT, load_checkpoint, save_checkpoint
 from r2d2fast.train.config import Config
 from r2d2fast.train.directory import append_metrics, open_directory, read_results, write_metrics, write_results
+from r2d2fast.train.errors import DivergenceError, TrainingError
 from r2d2fast.train.pictures import draw_curves, draw_pseudo_labels
 from r2d2fast.train.progress import Reporter
 from r2d2fast.train.trainer import Trainer
@@ -41,15 +42,20 @@ def run(config: Config, directory: Path, console: Console) -> dict[str, Any]:
     # Lines of epochs after the checkpoint, perhaps a half-written one, go; they will be written again.
     write_metrics(directory, trainer.rows)
 
-    saved = time.monotonic()
+    saved_at, saved_epochs = time.monotonic(), len(trainer.rows)
     with Reporter(console, trainer.schedule, len(trainer.rows)) as reporter:
         for epoch in trainer.schedule[len(trainer.rows) :]:
-            row = trainer.run_epoch()
+            try:
+                row = trainer.run_epoch()
+            except DivergenceError as error:
+                raise TrainingError(
+                    f"{error} The last good checkpoint, after {saved_epochs} epochs, is {directory / CURRENT}."
+                ) from error
             append_metrics(directory, row)
             reporter.epoch_ended(epoch, row)
-            if epoch.last or time.monotonic() - saved >= SECONDS_BETWEEN_CHECKPOINTS:
+            if epoch.last or time.monotonic() - saved_at >= SECONDS_BETWEEN_CHECKPOINTS:
                 save_checkpoint(directory, trainer.state_dict())
-                saved = time.monotonic()
+                saved_at, saved_epochs = time.monotonic(), len(trainer.rows)
 
     draw_curves(directory, trainer.rows)
     draw_pseudo_labels(directory, trainer.rows)

@@ -12,7 +12,7 @@ from r2d2fast import FusedD2Loss, PseudoLabelBank
 from r2d2fast.data import ImageDataset, LabelledStream, mixed_batches, shuffled_batches, split_labels, translate
 from r2d2fast.models import small_convnet
 from r2d2fast.train.config import Config
-from r2d2fast.train.errors import ConfigError, TrainingError
+from r2d2fast.train.errors import ConfigError, DivergenceError
 from r2d2fast.train.schedule import Epoch, make_schedule
 
 EVALUATION_BATCH = 512
@@ -65,7 +65,7 @@ class Trainer:
     def run_epoch(self) -> dict[str, Any]:
         """Train the next epoch of the schedule; its metrics, which are added to ``rows``.
 
-        Raises TrainingError, with the epoch and step, for a loss that is not finite.
+        Raises DivergenceError, with the epoch and step, for a loss that is not finite.
         """
         epoch = self.schedule[len(self.rows)]
         if epoch.epoch == 0:
@@ -132,7 +132,7 @@ class Trainer:
         for index in self.unlabelled.split(EVALUATION_BATCH):
             logits = self._evaluate(self.data.train_images[index])
             if not torch.isfinite(logits).all():
-                raise TrainingError(f"predicted logits are not finite after {len(self.rows)} epochs; {DIVERGED}")
+                raise DivergenceError(f"predicted logits are not finite after {len(self.rows)} epochs; {DIVERGED}")
             self.bank.predict_(index, logits)
 
     def test_error(self) -> float:
@@ -193,11 +193,11 @@ class Trainer:
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             step = int(bad[0])
-            raise TrainingError(
+            raise DivergenceError(
                 f"the loss is {losses[step].item()} in stage {epoch.stage}, epoch {epoch.epoch}, step {step}; "
                 + DIVERGED
             )
         return losses.double().mean().item()
 
 
-DIVERGED = "the network has diverged: lower the learning rate of the stage and start in another --run-dir"
+DIVERGED = "the network has diverged: lower the learning rate of the stage and start in another --run-dir."

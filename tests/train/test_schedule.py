@@ -1,0 +1,112 @@
+from dataclasses import replace
+
+import pytest
+
+from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.recipes import RECIPES
+from r2d2fast.train.schedule import make_schedule
+
+DIGITS = RECIPES["digits"]
+
+
+def config(stages=(1, 2, 3), stage1=None, stage2=None, stage3=None):
+    """A small schedule, with changes to its stages."""
+    return replace(
+        DIGITS,
+        stages=stages,
+        stage1=replace(DIGITS.stage1, **({"epochs": 3, "batch": 20, "lr": 0.05, "cosine_epochs": 4} | (stage1 or {}))),
+        stage2=replace(
+            DIGITS.stage2,
+            **(
+                {
+                    "epochs": 6,
+                    "unlabelled_batch": 96,
+                    "labelled_batch": 32,
+                    "repredict_epochs": (3, 4),
+                    "lrs": (0.12, 0.12, 0.004),
+                }
+                | (stage2 or {})
+            ),
+        ),
+        stage3=replace(
+            DIGITS.stage3, **({"epochs": 2, "batch": 128, "lr": 0.01, "hard_labels": "repredict"} | (stage3 or {}))
+        ),
+    )
+
+
+def test_epochs_steps_predictions_and_stage_ends_against_hand_made_values():
+    schedule = make_schedule(config(), labelled=50, unlabelled=1387)
+    assert [(e.stage, e.epoch, e.steps, e.predicts, e.repredicts, e.last) for e in schedule] == [
+        (1, 0, 3, False, False, False),
+        (1, 1, 3, False, False, False),
+        (1, 2, 3, False, False, True),
+        (2, 0, 14, True, False, False),
+        (2, 1, 14, False, False, False),
+        (2, 2, 14, False, False, False),
+        (2, 3, 14, True, True, False),
+        (2, 4, 14, True, True, False),
+        (2, 5, 14, False, False, True),
+        (3, 0, 12, True, False, False),
+        (3, 1, 12, False, False, True),
+    ]
+
+
+def test_learning_rates_against_hand_computed_values():
+    schedule = make_schedule(config(), labelled=50, unlabelled=1387)
+    # Stage 1: 0.05 · ½(1 + cos(π t / 4)), t in fractional epochs, three steps to an epoch.
+    assert schedule[0].lr(0) == pytest.approx(0.05)
+    assert schedule[1].lr(0) == pytest.approx(0.05 * 0.8535533905932737)
+    assert schedule[2].lr(0) == pytest.approx(0.025)
+    assert schedule[2].lr(1) == pytest.approx(0.05 * 0.3705904774487396)
+    assert [e.lr(0) for e in schedule[3:9]] == [0.12, 0.12, 0.12, 0.12, 0.004, 0.004]
+    assert [e.lr(13) for e in schedule[3:9]] == [0.12, 0.12, 0.12, 0.12, 0.004, 0.004]
+    assert [schedule[9].lr(0), schedule[10].lr(0)] == pytest.approx([0.01, 0.005])
+    assert schedule[10].lr(6) == pytest.approx(0.01 * 0.14644660940672624)
+
+
+def test_hard_labels_from_the_bank_need_no_prediction():
+    schedule = make_schedule(config(stage3={"hard_labels": "pseudo"}), 50, 1387)
+    assert [e.predicts for e in schedule if e.stage == 3] == [False, False]
+
+
+def test_a_run_can_end_with_an_earlier_stage():
+    assert {e.stage for e in make_schedule(config(stages=(1,)), 50, 1387)} == {1}
+    assert {e.stage for e in make_schedule(config(stages=(1, 2)), 50, 1387)} == {1, 2}
+
+
+def test_plain_d2_has_no_reprediction():
+    schedule = make_schedule(config(stage2={"repredict_epochs": (), "lrs": (0.1,)}), 50, 1387)
+    assert not any(e.repredicts for e in schedule)
+    assert {e.lr(0) for e in schedule if e.stage == 2} == {0.1}
+
+
+def test_the_digits_recipe_repredicts_four_times_with_falling_learning_rates():
+    schedule = [e for e in make_schedule(DIGITS, 50, 1387) if e.stage == 2]
+    assert sum(e.repredicts for e in schedule) == 4
+    lrs = [e.lr(0) for e in schedule]
+    assert lrs == sorted(lrs, reverse=True)
+    assert lrs[0] > 10 * lrs[-1]
+    assert DIGITS.label_lr * DIGITS.alpha / (96 + 32) == pytest.approx(0.78, abs=0.005)
+    assert (DIGITS.stage2.unlabelled_batch, DIGITS.stage2.labelled_batch) == (96, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": (2, 3)}, r"--stages 2,3: accepted are 1, 1,2 and 1,2,3"),
+        ({"stages": ()}, r"--stages : accepted are 1, 1,2 and 1,2,3"),
+        ({"stages": (1, 4)}, r"--stages 1,4: accepted"),
+        ({"stage1": {"epochs": 0}}, r"--stage1.epochs 0: must be at least 1"),
+        ({"stage3": {"batch": -1}}, r"--stage3.batch -1: must be at least 1"),
+        ({"stage1": {"cosine_epochs": 2}}, r"--stage1.cosine-epochs 2: must be at least --stage1.epochs, 3"),
+        ({"stage2": {"unlabelled_batch": 2000}}, r"--stage2.unlabelled-batch 2000: there are only 1387"),
+        ({"stage2": {"repredict_epochs": (4, 3)}}, r"--stage2.repredict-epochs 4,3: must rise"),
+        ({"stage2": {"repredict_epochs": (3, 3)}}, r"--stage2.repredict-epochs 3,3: must rise"),
+        ({"stage2": {"repredict_epochs": (0, 3)}}, r"--stage2.repredict-epochs 0,3: .* between 1 and 5"),
+        ({"stage2": {"repredict_epochs": (3, 6)}}, r"--stage2.repredict-epochs 3,6: .* between 1 and 5"),
+        ({"stage2": {"lrs": (0.1, 0.1)}}, r"--stage2.lrs 0.1,0.1: 2 learning rates, 2 repredictions; needed are 3"),
+    ],
+)
+def test_what_makes_no_schedule_is_refused_by_its_flag_and_value(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_schedule(config(**changes), 50, 1387)
