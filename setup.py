@@ -16,13 +16,23 @@ except ImportError:  # --no-build-isolation on a machine without it
     sys.exit("r2d2fast: building needs pybind11; run `pip install pybind11`, or install without --no-build-isolation")
 
 # -ffp-contract: a·b + c in one rounding wherever the machine has it. GCC 12 warns about its own AVX-512 header (PR 105593).
-FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
+FLAGS = [
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Wno-maybe-uninitialized",
+]
 INSTRUCTION_SETS = {
     "csrc/d2_cpu_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "csrc/d2_cpu_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
 }
 SOURCES = ["csrc/binding.cpp", "csrc/d2_cpu.cpp", "csrc/dispatch.cpp", "csrc/d2_cpu_portable.cpp"]
-HEADERS = [f"csrc/{name}.h" for name in ("d2_cpu", "d2_cpu_kernels", "d2_cpu_rows", "d2_math", "dispatch", "philox", "simd")]
+HEADERS = [
+    f"csrc/{name}.h" for name in ("d2_cpu", "d2_cpu_kernels", "d2_cpu_rows", "d2_math", "dispatch", "philox", "simd")
+]
 
 
 class BuildExtension(build_ext):
@@ -58,7 +68,7 @@ class BuildExtension(build_ext):
 
 
 def extension() -> Pybind11Extension:
-    # OpenMP: the runtime is PyTorch's own, loaded before this library (r2d2fast/backends/native.py).
+    # OpenMP: the runtime is PyTorch's own, loaded before this library (r2d2fast/_backends/native.py).
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
     sources = SOURCES + (list(INSTRUCTION_SETS) if platform.machine() in ("x86_64", "AMD64") else [])
     return Pybind11Extension(

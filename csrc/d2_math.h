@@ -98,21 +98,28 @@ R2D2_INLINE Row<T> finish(const Sums<T>& s, const Deviations<T>& d, T log_zp, T 
   return row;
 }
 
+// weight·value, and 0 where the weight is 0 whatever the value: log-probabilities of classes whose probability underflows
+// can be too far apart for float32.
+template <class T>
+R2D2_INLINE T weighted(T weight, T value) {
+  return weight * (weight > T{} ? value : T{});
+}
+
 // ∂L/∂ŷ·grad_weight: Eq. 5, 14, 15, and the entropy's.
 template <ClassLoss L, class T>
 R2D2_INLINE T gradient(const Row<T>& r, T u, T v, T eu, T ev) {
   const T entropy = r.entropy_grad * (u - r.mean_u);
-  if constexpr (L == ClassLoss::kl_reverse) return eu * (r.class_grad * ((u - v) - r.mean_d) - entropy);
-  if constexpr (L == ClassLoss::kl) return eu * (r.class_grad - entropy) - r.pseudo_grad * ev;
+  if constexpr (L == ClassLoss::kl_reverse) return weighted<T>(eu, r.class_grad * ((u - v) - r.mean_d) - entropy);
+  if constexpr (L == ClassLoss::kl) return weighted<T>(eu, r.class_grad - entropy) - r.pseudo_grad * ev;
   const T d = eu * r.inv_zp - ev * r.inv_zq;
-  return eu * (2 * r.class_grad * (d - r.mean_p) - entropy);
+  return weighted<T>(eu, 2 * r.class_grad * (d - r.mean_p) - entropy);
 }
 
 // ∂L/∂ỹ·label_rate, to be taken off ỹ: Eq. 6, 14, 15.
 template <ClassLoss L, class T>
 R2D2_INLINE T descent(const Row<T>& r, T u, T v, T eu, T ev) {
   if constexpr (L == ClassLoss::kl_reverse) return r.rate_q * ev - r.rate_p * eu;
-  if constexpr (L == ClassLoss::kl) return ev * (r.rate_q * (r.mean_d - (u - v)));
+  if constexpr (L == ClassLoss::kl) return weighted<T>(ev, r.rate_q * (r.mean_d - (u - v)));
   const T d = ev * r.inv_zq - eu * r.inv_zp;
   return ev * (2 * r.rate_q * (d - r.mean_q));
 }

@@ -26,6 +26,7 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
 
 inline Vec splat(float x) { return Vec{} + x; }
@@ -126,8 +127,8 @@ inline Vec exp(Vec x) {
   y = y * f + 0.24022648f;
   y = y * f + 0.6931472f;
   y = y * f + 1.0f;
-  const IntVec scaled = (IntVec)y + ((IntVec)shifted << 23);
-  return (Vec)(scaled & (IntVec)(x > splat(kLowest)));
+  const UintVec scaled = (UintVec)y + ((UintVec)shifted << 23);  // unsigned: below kLowest it wraps
+  return (Vec)(scaled & (UintVec)(x > splat(kLowest)));
 }
 
 // log x for finite x ≥ FLT_MIN: k·ln 2 + log(1 + r), 1 + r in [√½, √2); the polynomial's relative error is 6e-9.
@@ -135,7 +136,7 @@ inline Vec log(Vec x) {
   const IntVec bits = (IntVec)x - 0x3f3504f3;  // √½
   const IntVec exponent = bits >> 23;
   const Vec k = __builtin_convertvector(exponent, Vec);
-  const Vec r = (Vec)((IntVec)x - (exponent << 23)) - 1.0f;
+  const Vec r = (Vec)((UintVec)x - ((UintVec)exponent << 23)) - 1.0f;
   Vec y = splat(-0.076345004f);
   y = y * r + 0.1276158f;
   y = y * r - 0.13160183f;
@@ -207,7 +208,7 @@ inline Vec load<float>(const float* p) { return read<Vec>(p); }
 
 template <>
 inline Vec load<Bfloat16>(const Bfloat16* p) {
-  return (Vec)(__builtin_convertvector(read<HalfVec>(p), IntVec) << 16);
+  return (Vec)(__builtin_convertvector(read<HalfVec>(p), UintVec) << 16);
 }
 
 template <>
@@ -231,8 +232,8 @@ inline void store<float>(float* p, Vec v) { write(p, v); }
 
 template <>
 inline void store<Bfloat16>(Bfloat16* p, Vec v) {
-  const IntVec bits = (IntVec)v;
-  const IntVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const UintVec bits = (UintVec)v;
+  const UintVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   write(p, __builtin_convertvector((v == v) ? rounded : (bits >> 16) | 0x40, HalfVec));
 }
 

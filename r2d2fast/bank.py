@@ -68,7 +68,9 @@ class PseudoLabelBank:
             self.path = None
             self.pseudo_logits = torch.zeros(rows, num_classes, dtype=dtype, device=device)
         elif storage == "pinned":
-            raise ValueError("storage 'pinned' needs the CUDA backend, which this version does not have; use 'device' or a path")
+            raise ValueError(
+                "storage 'pinned' needs the CUDA backend, which this version does not have; use 'device' or a path"
+            )
         else:
             self.path = Path(storage)
             self.pseudo_logits = _map_file(self.path, rows, num_classes, dtype, device)
@@ -142,7 +144,9 @@ class PseudoLabelBank:
             raise ValueError(_unknown("dtype", dtype, DTYPES))
         target = torch.device(self.device if device is None else device)
         if self.path is not None and (target.type != "cpu" or dtype not in (None, self.dtype)):
-            raise BankError(f"the bank lives in {self.path} as {self.dtype}; make one with storage='device' to move or cast it")
+            raise BankError(
+                f"the bank lives in {self.path} as {self.dtype}; make one with storage='device' to move or cast it"
+            )
         self.pseudo_logits = self.pseudo_logits.to(device=target, dtype=dtype)
         self.slots, self.step = self.slots.to(target), self.step.to(target)
         return self
@@ -168,7 +172,9 @@ class PseudoLabelBank:
         if shape != tuple(self.pseudo_logits.shape):
             raise BankError(f"the state's rows are {shape}, this bank's {tuple(self.pseudo_logits.shape)}")
         if not torch.equal(state["slots"].to(self.device), self.slots):
-            raise BankError("the state was saved for other labels; make the bank from the labels of that run (same split)")
+            raise BankError(
+                "the state was saved for other labels; make the bank from the labels of that run (same split)"
+            )
         self.pseudo_logits.copy_(state["pseudo_logits"])
         self.step.copy_(state["step"])
         self.label_scale = state["label_scale"]
@@ -203,16 +209,27 @@ def _map_file(path: Path, rows: int, classes: int, dtype: torch.dtype, device: t
     if device.type != "cpu":
         raise ValueError(f"a memory-mapped bank ({path}) lives on the CPU; got device {device}")
     size = rows * classes * dtype.itemsize
-    try:
-        with open(path, "ab") as file:
-            if 0 < file.tell() != size:
-                raise BankError(
-                    f"{path} has {file.tell()} bytes, but {rows} rows x {classes} classes of {dtype} take {size}; "
-                    "it belongs to another bank: remove it or choose another path"
-                )
-            # Reserved now, so that a full disk is an error here and not a SIGBUS in the middle of training.
-            if size:
-                os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        raise BankError(f"cannot make the bank file {path} of {size} bytes: {error.strerror}; free space or choose another path") from error
+    if path.exists():
+        if path.stat().st_size != size:
+            raise BankError(
+                f"{path} has {path.stat().st_size} bytes, but {rows} rows x {classes} classes of {dtype} take {size}; "
+                "it belongs to another bank: remove it or choose another path"
+            )
+    else:
+        _reserve_file(path, size)
     return torch.from_file(str(path), shared=True, size=rows * classes, dtype=dtype).view(rows, classes)
+
+
+def _reserve_file(path: Path, size: int) -> None:
+    try:
+        with open(path, "wb") as file:
+            # Its space, too: a full disk is an error here and not a SIGBUS in the middle of training.
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise BankError(
+            f"cannot make the bank file {path} of {size} bytes: {error.strerror}; free space or choose another path"
+        ) from error

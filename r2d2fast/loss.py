@@ -4,11 +4,10 @@ import warnings
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from r2d2fast import operators
-from r2d2fast.backends import choose
-from r2d2fast.backends.common import STATISTICS, Step
+from r2d2fast._backends import choose
+from r2d2fast._backends.common import STATISTICS, Step
 from r2d2fast.bank import PseudoLabelBank
 
 
@@ -51,26 +50,17 @@ def d2_step(
         BackendError: the backend asked for is not available.
     """
     operators.check(logits, index, bank)
-    step = _step(logits, alpha, beta, label_lr, class_loss, normalizer, update_normalizer, grad_scale, update)
+    _check_scalars(class_loss, normalizer, update_normalizer)
+    step = Step(alpha, beta, label_lr, class_loss, normalizer, update_normalizer, grad_scale, update)
     return operators.run(logits.detach(), index, bank, step, None, backend)
 
 
-def _step(
-    logits: Tensor,
-    alpha: float,
-    beta: float,
-    label_lr: float,
-    class_loss: str,
-    normalizer: float | None,
-    update_normalizer: float | None,
-    grad_scale: float,
-    update: bool,
-) -> Step:
+def _check_scalars(class_loss: str, normalizer: float | None, update_normalizer: float | None) -> None:
     if class_loss not in operators.CLASS_LOSSES:
         raise ValueError(f"class_loss is {class_loss!r}; accepted: {', '.join(operators.CLASS_LOSSES)}")
-    divisor = max(logits.shape[0], 1) if normalizer is None else normalizer
-    update_divisor = divisor if update_normalizer is None else update_normalizer
-    return Step(alpha, beta, label_lr, class_loss, float(divisor), float(update_divisor), grad_scale, update)
+    for name, value in (("normalizer", normalizer), ("update_normalizer", update_normalizer)):
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} is {value}; it must be positive (default: the number of rows)")
 
 
 class FusedD2Loss(torch.nn.Module):
@@ -103,6 +93,7 @@ class FusedD2Loss(torch.nn.Module):
         statistics: bool = False,
     ) -> None:
         super().__init__()
+        _check_scalars(class_loss, normalizer, update_normalizer)
         if alpha <= beta:
             warnings.warn(
                 f"alpha={alpha} <= beta={beta}: by Theorem 1 of the paper, p̃ = exp(-L/alpha) p̂^(1 - beta/alpha), so that "
@@ -131,8 +122,7 @@ class FusedD2Loss(torch.nn.Module):
         it changes no result otherwise. Errors as in :func:`d2_step`.
         """
         operators.check(logits, index, self.bank)
-        step = _step(
-            logits,
+        step = Step(
             self.alpha,
             self.beta,
             self.label_lr,
@@ -192,7 +182,8 @@ class _D2Loss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("FusedD2Loss has no second derivative; use r2d2fast.reference.d2_loss for one")
         (grad,) = ctx.saved_tensors
         return ctx.scale_gradient(grad, grad_output, ctx.grad_scale), None, None, None, None, None

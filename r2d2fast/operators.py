@@ -7,8 +7,8 @@ declares that it changes the bank, and ``torch.ops.r2d2fast.attach_gradient``, w
 import torch
 from torch import Tensor
 
-from r2d2fast.backends import choose
-from r2d2fast.backends.common import BankTensors, Step
+from r2d2fast._backends import choose
+from r2d2fast._backends.common import BankTensors, Step
 from r2d2fast.reference import Bank
 
 CLASS_LOSSES = ("kl_reverse", "kl", "mse")
@@ -25,7 +25,9 @@ def check(logits: Tensor, index: Tensor, bank: Bank) -> None:
     if index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"index is {index.dtype}; pass int64 or int32 sample numbers")
     if index.shape != logits.shape[:1]:
-        raise ValueError(f"index is {list(index.shape)} for {logits.shape[0]} rows of logits: pass one sample number a row")
+        raise ValueError(
+            f"index is {list(index.shape)} for {logits.shape[0]} rows of logits: pass one sample number a row"
+        )
     if logits.device != rows.device or index.device != rows.device:
         raise ValueError(
             f"logits are on {logits.device}, index on {index.device}, the bank on {rows.device}: "
@@ -33,7 +35,9 @@ def check(logits: Tensor, index: Tensor, bank: Bank) -> None:
         )
 
 
-def run(logits: Tensor, index: Tensor, bank: Bank, step: Step, statistics: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+def run(
+    logits: Tensor, index: Tensor, bank: Bank, step: Step, statistics: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
     """One step by the named backend: (loss, grad)."""
     result = choose(backend, logits, bank.pseudo_logits).step(logits, index, bank, step, statistics)
     if step.update:  # in-place writes that autograd cannot see by itself
@@ -68,8 +72,8 @@ def d2_step_op(
     beta: float,
     label_lr: float,
     class_loss: str,
-    normalizer: float,
-    update_normalizer: float,
+    normalizer: float | None,
+    update_normalizer: float | None,
     grad_scale: float,
     update: bool,
     backend: str,

@@ -20,13 +20,19 @@ class BankTensors(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The scalars of a step (DESIGN.md, section 3)."""
+    """The scalars of a step (DESIGN.md, section 3). A normalizer of None is resolved by :meth:`normalizers`, not before:
+    a number made from the batch size would make ``torch.compile`` recompile for every size."""
 
     alpha: float
     beta: float
     label_lr: float
     class_loss: str
-    normalizer: float
-    update_normalizer: float
+    normalizer: float | None
+    update_normalizer: float | None
     grad_scale: float
     update: bool
+
+    def normalizers(self, rows: int) -> tuple[float, float]:
+        """D and D_u of a batch of so many rows."""
+        normalizer = max(rows, 1) if self.normalizer is None else self.normalizer
+        return normalizer, normalizer if self.update_normalizer is None else self.update_normalizer

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from r2d2fast import reference
-from r2d2fast.backends.common import STATISTICS, Step
+from r2d2fast._backends.common import STATISTICS, Step
 from r2d2fast.reference import Bank
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2d2fast.backends import native
-from r2d2fast.backends.common import Step
+from r2d2fast._backends import native
+from r2d2fast._backends.common import Step
 from r2d2fast.reference import Bank, out_of_range
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -21,6 +21,7 @@ def step(logits: Tensor, index: Tensor, bank: Bank, p: Step, statistics: Tensor 
     if not index.is_contiguous():
         index = index.contiguous()
     rows, slots = bank.pseudo_logits, bank.slots
+    normalizer, update_normalizer = p.normalizers(size)
     grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
     loss = torch.empty((), dtype=torch.float32)
     bad = native_module.step(
@@ -29,8 +30,8 @@ def step(logits: Tensor, index: Tensor, bank: Bank, p: Step, statistics: Tensor 
         logits.data_ptr(), DTYPES[logits.dtype], size, logits.stride(0),
         index.data_ptr(), index.dtype == torch.int64,
         grad.data_ptr(), loss.data_ptr(), 0 if statistics is None else statistics.data_ptr(),
-        _CLASS_LOSSES[p.class_loss], p.alpha, p.beta, p.grad_scale / p.normalizer, p.label_lr / p.update_normalizer,
-        p.normalizer, p.update, torch.get_num_threads(),
+        _CLASS_LOSSES[p.class_loss], p.alpha, p.beta, p.grad_scale / normalizer, p.label_lr / update_normalizer,
+        normalizer, p.update, torch.get_num_threads(),
     )  # fmt: skip
     if bad >= 0:
         raise IndexError(out_of_range(int(index[bad]), bad, len(slots)))

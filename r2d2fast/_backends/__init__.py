@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from r2d2fast.backends import cpu, native, reference
+from r2d2fast._backends import cpu, native, reference
 from r2d2fast.errors import BackendError
 
 NAMES = ("reference", "cpu", "cuda", "triton")
@@ -26,7 +26,9 @@ def backends() -> dict[str, BackendStatus]:
         cpu_status = BackendStatus(False, str(native.problem))
     else:
         found = ", ".join(native.module.instruction_sets())
-        cpu_status = BackendStatus(True, f"C++ on CPU tensors, using {native.module.instruction_set()} (runs here: {found})")
+        cpu_status = BackendStatus(
+            True, f"C++ on CPU tensors, using {native.module.instruction_set()} (runs here: {found})"
+        )
     return {
         "reference": BackendStatus(True, "PyTorch in float64 on any device and dtype; slow, the definition"),
         "cpu": cpu_status,

@@ -1,0 +1,46 @@
+// Every kernel over exactly sized heap buffers, for AddressSanitizer and UBSan (tests/test_package.py).
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <vector>
+
+#include "d2_cpu.h"
+#include "dispatch.h"
+
+using namespace r2d2;
+
+int main() {
+  int runs = 0;
+  for (const Kernels* kernels : runnable_kernels()) {
+    use_kernels(kernels->name);
+    for (int64_t classes : {2, 3, 5, 8, 15, 16, 17, 63, 64, 65, 100, 129, 1000})
+      for (int logits_dtype = 0; logits_dtype < 3; ++logits_dtype)
+        for (int bank_dtype = 0; bank_dtype < 3; ++bank_dtype)
+          for (int loss = 0; loss < 3; ++loss)
+            for (int variant = 0; variant < 4; ++variant) {
+              const int64_t rows = 7, samples = 10, size = 13, stride = classes + variant;
+              std::vector<int32_t> slots = {0, -1, 1, 2, -2, 3, 4, 5, -1, 6};
+              std::vector<int64_t> index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0, 3};
+              const int64_t a = element_size(DType(logits_dtype)), b = element_size(DType(bank_dtype));
+              std::vector<char> logits(((size - 1) * stride + classes) * a), bank_rows(rows * classes * b),
+                  grad(size * classes * a);
+              for (size_t i = 0; i < logits.size(); ++i) logits[i] = char(i * 37 % 61);  // small positive numbers
+              std::vector<double> statistics(kStatistics);
+              float value;
+              int64_t step = 5;
+              Bank bank{bank_rows.data(), DType(bank_dtype), slots.data(), samples, classes, 10, variant == 1 && bank_dtype,
+                        7, &step};
+              Batch batch{logits.data(), DType(logits_dtype), size, stride, index.data(), true};
+              Step d2{ClassLoss(loss), {0.1f, 0.03f, 0.1f, 40.0f}, variant != 2, grad.data(), double(size), &value,
+                      variant == 3 ? statistics.data() : nullptr, 2};
+              int64_t skipped, first;
+              if (predict(batch, bank, 2, &skipped, &first) != -1 || d2_step(batch, bank, d2) != -1) return 1;
+              if (!isfinite(value)) return 2;
+              index[4] = samples;
+              if (d2_step(batch, bank, d2) != 4) return 3;
+              ++runs;
+            }
+  }
+  printf("done: %d runs\n", runs);
+}

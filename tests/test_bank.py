@@ -1,0 +1,200 @@
+"""The bank by itself: what it holds, where, and what bad use gets."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from r2d2fast import BankError, PseudoLabelBank, d2_step
+from tests.cases import DTYPES, make_bank
+
+LABELS = torch.tensor([-1, 2, -1, 0, -1])
+
+
+def test_holds_a_row_for_each_unlabelled_sample():
+    bank = PseudoLabelBank(LABELS, num_classes=3)
+    assert len(bank) == 5
+    assert bank.pseudo_logits.shape == (3, 3)
+    assert bank.slots.tolist() == [0, -3, 1, -1, 2]
+    assert bank.nbytes == 3 * 3 * 4
+    torch.testing.assert_close(bank.probs(torch.tensor([0, 2])), torch.full((2, 3), 1 / 3))
+
+
+def test_predict_sets_logits_probs_and_hard_labels(backend):
+    bank = PseudoLabelBank(LABELS, num_classes=3)
+    logits = torch.tensor([[0.0, 3, 1], [9, 9, 9], [5, 1, 0], [9, 9, 9], [0, 1, 2]])
+    bank.predict_(torch.arange(5), logits)
+    expected = logits.clone()
+    expected[1], expected[3] = torch.tensor([0.0, 0, 10]), torch.tensor([10.0, 0, 0])
+    assert torch.equal(bank.logits(torch.arange(5)), expected)
+    torch.testing.assert_close(bank.probs(torch.arange(5)), expected.softmax(1))
+    assert bank.hard_labels().tolist() == [1, 2, 0, 0, 2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("logits_dtype", [*DTYPES, torch.float64])
+def test_predict_rounds_to_the_bank_s_dtype(backend, dtype, logits_dtype):
+    bank = make_bank(4, 67, labelled_every=0, dtype=dtype)
+    logits = torch.randn(4, 67).to(logits_dtype)
+    bank.predict_(torch.arange(4), logits.requires_grad_())
+    assert torch.equal(bank.pseudo_logits, logits.detach().to(dtype))
+
+
+def test_predict_takes_the_last_of_duplicates(backend):
+    bank = make_bank(3, 10, labelled_every=0)
+    logits = torch.randn(4, 10)
+    bank.predict_(torch.tensor([1, 1, 0, 1]), logits)
+    assert torch.equal(bank.pseudo_logits[:2], logits[2:])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_predict_names_non_finite_logits_and_sets_the_others(backend, bad):
+    bank = make_bank(6, 10, labelled_every=0)
+    before = bank.pseudo_logits.clone()
+    logits = torch.randn(6, 10)
+    logits[2, 9] = logits[4, 0] = bad
+    with pytest.raises(ValueError, match=r"2 of 6 rows of logits are not finite, first for sample 3"):
+        bank.predict_(torch.arange(6).flip(0), logits)
+    kept = torch.tensor([False, True, False, True, False, False])
+    assert torch.equal(bank.pseudo_logits[kept], before[kept])
+    assert torch.equal(bank.pseudo_logits[~kept], logits.flip(0)[~kept])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 3, -1]), r"labels\[1\] is 3 \(1 such\); a label is 0 … 2, or -1"),
+        (torch.tensor([0, -2, -5]), r"labels\[1\] is -2 \(2 such\)"),
+        (torch.tensor([0, 1], dtype=torch.int32), r"labels must be int64 \[M\]; got torch.int32 \[2\]"),
+        (torch.tensor([[0, 1]]), r"labels must be int64 \[M\]; got torch.int64 \[1, 2\]"),
+    ],
+)
+def test_bad_labels_are_named(labels, message):
+    with pytest.raises(ValueError, match=message):
+        PseudoLabelBank(labels, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 1}, "num_classes is 1; it must be 2 … 262144"),
+        ({"num_classes": 262_145}, "num_classes is 262145"),
+        ({"dtype": torch.float64}, "dtype is torch.float64; accepted: torch.float32, torch.bfloat16, torch.float16"),
+        ({"rounding": "up"}, "rounding is 'up'; accepted: nearest, stochastic"),
+        ({"rounding": "stochastic"}, "16-bit banks"),
+        ({"storage": "pinned"}, "CUDA"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        PseudoLabelBank(**{"labels": LABELS, "num_classes": 3, **options})
+
+
+def test_to_casts_in_place():
+    bank = make_bank(6, 10)
+    before = bank.pseudo_logits.clone()
+    assert bank.to(dtype=torch.bfloat16) is bank
+    assert bank.dtype == torch.bfloat16
+    assert torch.equal(bank.pseudo_logits, before.bfloat16())
+    with pytest.raises(ValueError, match=r"torch\.float64"):
+        bank.to(dtype=torch.float64)
+
+
+def test_check_names_a_damaged_row():
+    bank = make_bank(6, 10, labelled_every=3)
+    bank.check()
+    bank.pseudo_logits[2, 5] = float("nan")
+    with pytest.raises(BankError, match=r"1 rows of .* are not finite, first that of sample 4"):
+        bank.check()
+
+
+class TestState:
+    def test_round_trip_through_a_file(self, tmp_path):
+        saved, loaded = (make_bank(6, 10, dtype=torch.bfloat16, rounding="stochastic", seed=s) for s in (5, 6))
+        d2_step(torch.randn(6, 10), torch.arange(6), saved)
+        torch.save(saved.state_dict(), tmp_path / "bank.pt")
+        loaded.load_state_dict(torch.load(tmp_path / "bank.pt", weights_only=True))
+        logits = torch.randn(6, 10)
+        for bank in (saved, loaded):
+            d2_step(logits, torch.arange(6), bank)
+        assert torch.equal(saved.pseudo_logits, loaded.pseudo_logits)
+        assert torch.equal(saved.step, loaded.step)
+
+    def test_of_another_bank_is_refused_with_nothing_changed(self):
+        bank = make_bank(6, 10)
+        before = bank.pseudo_logits.clone()
+        other_split = make_bank(6, 10).state_dict()
+        other_split["slots"] = other_split["slots"].flip(0)
+        incomplete = make_bank(6, 10).state_dict()
+        del incomplete["step"]
+        for state, message in (
+            (make_bank(6, 11).state_dict(), r"rows are \(4, 11\), this bank's \(4, 10\)"),
+            (other_split, "other labels"),
+            (incomplete, "lacks step"),
+        ):
+            with pytest.raises(BankError, match=message):
+                bank.load_state_dict(state)
+        assert torch.equal(bank.pseudo_logits, before)
+
+
+class TestMemoryMapped:
+    def test_steps_like_one_in_memory_and_keeps_its_contents(self, backend, tmp_path):
+        options = {"samples": 30, "classes": 70}
+        mapped, plain = make_bank(**options, storage=tmp_path / "bank"), make_bank(**options)
+        assert (tmp_path / "bank").stat().st_size == mapped.nbytes
+        logits = torch.randn(30, 70)
+        for bank in (mapped, plain):
+            d2_step(logits, torch.arange(30), bank, backend=backend)
+        assert torch.equal(mapped.pseudo_logits, plain.pseudo_logits)
+        labels = mapped.hard_labels().where(mapped.slots < 0, -1)
+        del mapped
+        reopened = PseudoLabelBank(labels, 70, storage=tmp_path / "bank")
+        assert torch.equal(reopened.pseudo_logits, plain.pseudo_logits)
+
+    def test_a_file_of_another_size_is_refused_and_left_alone(self, tmp_path):
+        (tmp_path / "bank").write_bytes(b"precious")
+        with pytest.raises(BankError, match=r"has 8 bytes, but 3 rows x 3 classes of torch.float32 take 36"):
+            PseudoLabelBank(LABELS, 3, storage=tmp_path / "bank")
+        assert (tmp_path / "bank").read_bytes() == b"precious"
+
+    def test_a_path_that_cannot_be_written_is_named(self, tmp_path):
+        with pytest.raises(BankError, match=r"nowhere/bank of 36 bytes: No such file"):
+            PseudoLabelBank(LABELS, 3, storage=tmp_path / "nowhere" / "bank")
+
+    def test_a_full_disk_is_an_error_when_the_bank_is_made(self, tmp_path):
+        """Not a SIGBUS in the middle of training."""
+        code = (
+            "import resource, signal, torch, sys; from r2d2fast import PseudoLabelBank;"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+            "PseudoLabelBank(torch.full((1000,), -1), 100, storage=sys.argv[1])"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "bank")], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 1
+        assert "cannot make the bank file" in result.stderr
+        assert "free space or choose another path" in result.stderr
+        assert not (tmp_path / "bank").exists()
+
+    def test_stays_where_it_is(self, tmp_path):
+        bank = PseudoLabelBank(LABELS, 3, storage=tmp_path / "bank")
+        with pytest.raises(BankError, match="storage='device'"):
+            bank.to(dtype=torch.float16)
+        with pytest.raises(ValueError, match="lives on the CPU"):
+            PseudoLabelBank(LABELS, 3, storage=tmp_path / "bank", device="meta")
+
+    def test_takes_no_memory_but_the_pages_it_touches(self, tmp_path):
+        code = (
+            "import resource, torch, sys; from r2d2fast import PseudoLabelBank, d2_step;"
+            "bank = PseudoLabelBank(torch.full((300_000,), -1), 1000, storage=sys.argv[1]);"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+            "d2_step(torch.randn(256, 1000), torch.randint(0, 300_000, (256,)), bank);"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "bank")], capture_output=True, text=True, check=True
+        )
+        os.remove(tmp_path / "bank")
+        assert int(result.stdout) < 200 * 1024  # KiB, for a bank of 1200 MB
