@@ -19,9 +19,10 @@ def one_thread():
 @pytest.fixture(scope="session")
 def start_run():
     """Starts a tiny run in a process of its own, which can be killed: start_run(*arguments)."""
-    # A fork server that has imported everything, because importing takes seconds and the runs are short.
+    # A fork server that has imported everything, because importing takes seconds and the runs are short. The first
+    # optimizer of a process imports torch._dynamo.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["r2d2fast.train.cli"])
+    context.set_forkserver_preload(["r2d2fast.train.cli", "torch._dynamo", "pytest"])
     processes = []
 
     def start(*arguments, target=train_with_a_checkpoint_each_epoch):

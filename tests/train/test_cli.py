@@ -12,7 +12,9 @@ from r2d2fast.train import cli
 from r2d2fast.train.recipes import RECIPES
 
 
-def test_help_gives_every_flag_its_meaning_and_every_recipe_number_its_source(capsys):
+def test_help_gives_every_flag_its_meaning_and_every_recipe_number_its_source(capsys, monkeypatch):
+    # Wide enough that no flag named within a help text begins a line.
+    monkeypatch.setenv("COLUMNS", "400")
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["--help"])
     assert exit_info.value.code == 0
