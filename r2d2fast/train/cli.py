@@ -75,7 +75,7 @@ def print_summary(results: dict[str, Any], directory: Path, console: Console) ->
             highlight=False,
         )
     console.print(
-        f"{results['seconds']:.0f} s; {directory}: results.json, metrics.jsonl, curves.png, pseudo_labels.png",
+        f"{results['seconds']:.0f} s; results, metrics, pictures and checkpoints are in {directory}",
         highlight=False,
         soft_wrap=True,
     )

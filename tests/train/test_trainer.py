@@ -19,7 +19,7 @@ CONFIG = replace(
     num_labels=8,
     stage1=replace(DIGITS.stage1, epochs=2, batch=4, lr=0.05, cosine_epochs=2),
     stage2=replace(
-        DIGITS.stage2, epochs=4, unlabelled_batch=24, labelled_batch=8, repredict_epochs=(2,), lrs=(0.1, 0.02)
+        DIGITS.stage2, epochs=4, unlabelled_batch=24, labelled_batch=6, repredict_epochs=(2,), lrs=(0.1, 0.02)
     ),
     stage3=replace(DIGITS.stage3, epochs=2, batch=40, lr=0.01),
 )
@@ -80,6 +80,13 @@ def test_momentum_is_kept_through_stage_2_and_starts_anew_with_each_stage():
     run_all(trainer)
     starts = [n for n, has_momentum in enumerate(steps_with_momentum) if not has_momentum]
     assert starts == [0, 4, 20]
+
+
+def test_every_step_is_made_in_training_mode_also_after_predictions_and_evaluations():
+    trainer = Trainer(CONFIG, dataset())
+    training = recorded(trainer, lambda: (trainer.model.training, trainer.d2_loss.training))
+    run_all(trainer)
+    assert training == [(True, True)] * 26
 
 
 def own_predictions(trainer):
