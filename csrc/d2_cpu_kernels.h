@@ -143,7 +143,10 @@ class StepKernel {
     Sums<Vec> sums;
     Vec both = splat(-INFINITY);
     for (int64_t j = 0; j < n_ * kLanes; j += kLanes) {
-      const Vec u = load(x + j) - max_x, v = load(y + j) - max_y, a = exp(u), b = exp(v);
+      const Vec u = load(x + j) - max_x, v = load(y + j) - max_y;
+      Vec e[2];
+      exp({u, v}, e);
+      const Vec a = e[0], b = e[1];
       store(eu + j, a), store(ev + j, b);
       accumulate<L>(sums, u, v, a, b);
       if (kStats) both = max(u + v, both);

@@ -159,7 +159,9 @@ Sums<float> sum_row(const RowView& r, bool& agreement) {
     for_each_vector(r, begin, end, [&](Vec u, Vec v, int64_t j) {
       // Bank rows lie anywhere in memory; without this their first touch waits for DRAM.
       if (j * 4 < next_bytes) __builtin_prefetch(next + j * 4);
-      const Vec eu = exp(u), ev = exp(v);
+      Vec e[2];
+      exp({u, v}, e);
+      const Vec eu = e[0], ev = e[1];
       store(eu_row + j, eu);
       store(ev_row + j, ev);
       accumulate<L>(sums, u, v, eu, ev);

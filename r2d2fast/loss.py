@@ -52,7 +52,7 @@ def d2_step(
     operators.check(logits, index, bank)
     _check_scalars(class_loss, normalizer, update_normalizer)
     step = Step(alpha, beta, label_lr, class_loss, normalizer, update_normalizer, grad_scale, update)
-    return operators.run(logits.detach(), index, bank, step, None, backend)
+    return operators.run(logits, index, bank, step, None, backend)
 
 
 def _check_scalars(class_loss: str, normalizer: float | None, update_normalizer: float | None) -> None:

@@ -98,6 +98,7 @@ def last_occurrence(slots: Tensor) -> Tensor:
     return ~(slots[:, None] == slots[None, :]).triu(diagonal=1).any(1)
 
 
+@torch.no_grad()
 def d2_step(
     logits: Tensor,
     index: Tensor,

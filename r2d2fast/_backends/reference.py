@@ -8,6 +8,7 @@ from r2d2fast._backends.common import STATISTICS, Step
 from r2d2fast.reference import Bank
 
 
+@torch.no_grad()
 def step(logits: Tensor, index: Tensor, bank: Bank, p: Step, statistics: Tensor | None) -> tuple[Tensor, Tensor]:
     if statistics is not None:
         statistics += _row_statistics(logits, index, bank, p.class_loss)
