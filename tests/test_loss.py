@@ -170,13 +170,13 @@ class TestBadUse:
     def test_what_does_not_fit_is_named(self, call, logits, index, error, message):
         bank = make_bank(8, 5)
         before = bank.pseudo_logits.clone()
+        calls = {
+            "module": lambda: FusedD2Loss(bank)(logits, index),
+            "function": lambda: d2_step(logits, index, bank),
+            "predict_": lambda: bank.predict_(index, logits),
+        }
         with pytest.raises(error, match=message):
-            if call == "module":
-                FusedD2Loss(bank)(logits, index)
-            elif call == "function":
-                d2_step(logits, index, bank)
-            else:
-                bank.predict_(index, logits)
+            calls[call]()
         assert torch.equal(bank.pseudo_logits, before)
 
     def test_an_unknown_class_loss_is_named_when_the_loss_is_made(self):

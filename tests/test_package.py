@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import r2d2fast.kernels
 
 import r2d2fast
-import r2d2fast.kernels
 
 ROOT = Path(__file__).parent.parent
 # Python in a copy's folder: without this hook of the editable install it would still find the extension of the original.
