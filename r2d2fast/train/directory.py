@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from r2d2fast.train.checkpoint import CURRENT, PREVIOUS
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.files import write_atomically, writing
@@ -12,6 +13,8 @@ from r2d2fast.train.files import write_atomically, writing
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
+# A directory with any of them holds a run.
+RUN_FILES = (CONFIG, CURRENT, PREVIOUS, METRICS, RESULTS)
 
 # They say where and how to run, not what: two runs that differ in nothing else are the same run.
 NOT_COMPARED = ("run_dir", "resume", "dry_run")
@@ -20,17 +23,22 @@ NOT_COMPARED = ("run_dir", "resume", "dry_run")
 def open_directory(directory: Path, config: Config) -> None:
     """Make ``directory`` the run's own, or find that it is already.
 
-    Raises ConfigError if it holds a run and ``config.resume`` is off, or a run of another configuration; TrainingError
-    if it cannot be written.
+    Raises ConfigError if it holds a run and ``config.resume`` is off, or a run of another or an unknown configuration;
+    TrainingError if it cannot be written.
     """
     path = directory / CONFIG
     asked = _comparable(config)
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        exists = path.exists()
-    if not exists:
+        found = [name for name in RUN_FILES if (directory / name).exists()]
+    if not found:
         write_atomically(path, _json(asked))
         return
+    if CONFIG not in found:
+        raise ConfigError(
+            f"{directory} already holds a run ({', '.join(found)}) but no {CONFIG}, so which run it is cannot be told: "
+            f"restore {CONFIG}, or name another --run-dir"
+        )
     if not config.resume:
         raise ConfigError(f"{directory} already holds a run: go on with it by --resume, or name another --run-dir")
     try:

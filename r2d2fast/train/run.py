@@ -33,7 +33,7 @@ def run(config: Config, directory: Path, console: Console) -> dict[str, Any]:
     if finished is not None:
         console.print(f"{directory} holds a finished run; nothing to do.", soft_wrap=True)
         return finished
-    state, messages = load_checkpoint(directory)
+    state, messages = load_checkpoint(directory) if config.resume else (None, [])
     for message in messages:
         console.print(message, soft_wrap=True)
     if state is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from r2d2fast import FusedD2Loss, PseudoLabelBank
 from r2d2fast.data import ImageDataset, LabelledStream, mixed_batches, shuffled_batches, split_labels, translate
 from r2d2fast.models import small_convnet
+from r2d2fast.train.checks import check_schedule, check_values
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError, DivergenceError
 from r2d2fast.train.schedule import Epoch, make_schedule
@@ -36,6 +37,7 @@ class Trainer:
     def __init__(self, config: Config, dataset: ImageDataset) -> None:
         self.config = config
         device = torch.device(config.device)
+        check_values(config, min(dataset.train_images.shape[2:]))
         assert config.split is not None
         try:
             labels = split_labels(dataset.train_labels, dataset.num_classes, config.num_labels, config.split)
@@ -45,6 +47,7 @@ class Trainer:
         self.labelled = (labels >= 0).nonzero().flatten().to(device)
         self.unlabelled = (labels < 0).nonzero().flatten().to(device)
         self.everything = torch.arange(len(labels), device=device)
+        check_schedule(config, len(self.unlabelled))
         self.schedule = make_schedule(config, len(self.labelled), len(self.unlabelled))
         self.rows: list[dict[str, Any]] = []
         self.epoch_began = time.perf_counter()
@@ -179,7 +182,7 @@ class Trainer:
             self.model.parameters(),
             lr=0.0,
             momentum=self.config.momentum,
-            nesterov=True,
+            nesterov=self.config.momentum > 0,
             weight_decay=self.config.weight_decay,
         )
 

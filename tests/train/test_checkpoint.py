@@ -46,7 +46,35 @@ def test_a_truncated_checkpoint_is_detected_and_the_one_before_it_used(directory
     messages = assert_loads(directory, 1)
     assert str(path) in messages[0]
     assert "damaged" in messages[0]
+    assert messages[1] == f"going on from the one before it, {PREVIOUS}, renamed to {CURRENT}"
+    assert os.listdir(directory) == [CURRENT]
+    assert assert_loads(directory, 1) == []
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named_and_the_one_before_it_used(directory):
+    # Reading /proc/self/mem from its start fails as from a broken disk.
+    (directory / CURRENT).unlink()
+    (directory / CURRENT).symlink_to("/proc/self/mem")
+    messages = assert_loads(directory, 1)
+    assert messages[0] == f"the checkpoint {directory / CURRENT} cannot be read: Input/output error"
     assert PREVIOUS in messages[1]
+    assert assert_loads(directory, 1) == []
+
+
+def test_a_bad_checkpoint_whose_name_cannot_be_taken_is_an_error_of_ours(directory):
+    (directory / CURRENT).unlink()
+    (directory / CURRENT).mkdir()
+    with pytest.raises(TrainingError, match=rf"cannot write {directory / CURRENT}: Is a directory"):
+        load_checkpoint(directory)
+    assert (directory / PREVIOUS).exists()
+
+
+def test_a_damaged_checkpoint_with_none_before_it_is_never_taken_for_a_new_run(directory):
+    (directory / PREVIOUS).unlink()
+    (directory / CURRENT).write_bytes(b"damaged")
+    with pytest.raises(TrainingError, match=rf"{CURRENT} is damaged: 7 bytes.*restore one, or remove {directory}"):
+        load_checkpoint(directory)
+    assert (directory / CURRENT).read_bytes() == b"damaged"
 
 
 @pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999])

@@ -59,12 +59,29 @@ def test_stages_that_do_not_build_upon_each_other_are_refused(stages, tmp_path, 
         (["--device", "tpu"], "--device tpu: "),
         (["--device", "cuda:99"], "--device cuda:99: "),
         (["--stage2.lrs", "0.1"], "--stage2.lrs 0.1: 1 learning rates"),
+        (["--weight-decay", "nan"], "--weight-decay nan: must be at least 0, and finite"),
+        (["--label-scale", "0"], "--label-scale 0.0: must be above 0"),
+        (["--translate", "8"], "--translate 8: must be 0 to 7 pixels"),
+        (["--seed", "-1"], "--seed -1: must be 0 to"),
+        (["--seed", str(2**64)], f"--seed {2**64}: must be 0 to"),
+        (["--split", "-1"], "--split -1: must be 0 to"),
+        (["--stage1.batch", "0"], "--stage1.batch 0: must be at least 1"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_before_anything_is_written(flags, message, tmp_path, capsys):
-    assert cli.main([*flags, "--run-dir", str(tmp_path / "run")]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    for dry_run in ([], ["--dry-run"]):
+        assert cli.main([*flags, *dry_run, "--run-dir", str(tmp_path / "run")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [["--num-labels", "1360"], ["--stage2.lrs", "0.1"], ["--stage3.batch", "0"]])
+def test_one_stage_needs_no_settings_of_the_others(flags, tmp_path, train_here):
+    assert train_here("--stages", "1", *flags, "--run-dir", tmp_path / "run") == 0
+
+
+def test_training_without_momentum(tmp_path, train_here):
+    assert train_here("--momentum", "0", "--run-dir", tmp_path / "run") == 0
 
 
 def test_the_split_is_the_seed_unless_it_is_given():
@@ -105,6 +122,30 @@ def test_a_run_directory_that_holds_a_run_is_refused_without_resume(finished, tr
     assert f"{finished} already holds a run" in error
     assert "--resume" in error
     assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint.previous.pt", "results.json", "metrics.jsonl"])
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+def test_a_run_of_an_unknown_configuration_is_refused_and_left_alone(
+    name, flags, finished, tmp_path, train_here, capsys
+):
+    content = (finished / name).read_bytes()
+    (tmp_path / name).write_bytes(content)
+    assert train_here(*flags, "--run-dir", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path} already holds a run ({name}) but no config.json" in error
+    assert "restore config.json, or name another --run-dir" in error
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_checkpoints_are_read_on_resuming_only(tmp_path, train_here, monkeypatch):
+    loaded = []
+    monkeypatch.setattr("r2d2fast.train.run.load_checkpoint", lambda directory: loaded.append(directory) or (None, []))
+    assert train_here("--stages", "1", "--run-dir", tmp_path / "new") == 0
+    assert loaded == []
+    assert train_here("--stages", "1", "--resume", "--run-dir", tmp_path / "resumed") == 0
+    assert loaded == [tmp_path / "resumed"]
 
 
 def test_resuming_with_another_configuration_names_what_differs(finished, train_here, capsys):

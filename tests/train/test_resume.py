@@ -121,6 +121,17 @@ def test_a_damaged_checkpoint_costs_one_epoch_and_nothing_else(start_run, finish
     assert_same_run(directory, finished)
 
 
+def test_where_the_only_checkpoint_is_damaged_nothing_starts_anew(start_run, tmp_path, train_here, capsys):
+    directory = tmp_path / "run"
+    # Killed before the first rename for checkpoint 2.
+    start_run("--run-dir", directory, 4, target=train_killed_at_replace).join()
+    (directory / CURRENT).write_bytes(b"damaged")
+    before = (directory / "metrics.jsonl").read_bytes()
+    assert train_here("--resume", "--run-dir", directory) == 1
+    assert f"{directory / CURRENT} is damaged" in capsys.readouterr().err
+    assert (directory / "metrics.jsonl").read_bytes() == before
+
+
 def test_resuming_a_finished_run_says_so_and_trains_nothing(finished, train_here, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
     assert train_here("--resume", "--run-dir", finished) == 0

@@ -1,7 +1,10 @@
+import math
+import re
 from dataclasses import replace
 
 import pytest
 
+from r2d2fast.train.checks import check_schedule, check_values
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.recipes import RECIPES
 from r2d2fast.train.schedule import make_schedule
@@ -32,6 +35,11 @@ def config(stages=(1, 2, 3), stage1=None, stage2=None, stage3=None):
             DIGITS.stage3, **({"epochs": 2, "batch": 128, "lr": 0.01, "hard_labels": "repredict"} | (stage3 or {}))
         ),
     )
+
+
+def check_all(config, unlabelled):
+    check_values(config, image_side=8)
+    check_schedule(config, unlabelled)
 
 
 def test_epochs_steps_predictions_and_stage_ends_against_hand_made_values():
@@ -109,4 +117,70 @@ def test_the_digits_recipe_repredicts_four_times_with_falling_learning_rates():
 )
 def test_what_makes_no_schedule_is_refused_by_its_flag_and_value(changes, message):
     with pytest.raises(ConfigError, match=message):
-        make_schedule(config(**changes), 50, 1387)
+        check_all(config(**changes), 1387)
+
+
+@pytest.mark.parametrize(
+    ("stages", "changes"),
+    [
+        ((1,), {"stage2": {"unlabelled_batch": 2000}}),
+        ((1,), {"stage2": {"epochs": 0, "unlabelled_batch": 0, "lrs": (0.1,)}, "stage3": {"epochs": 0, "batch": 0}}),
+        ((1,), {"stage2": {"lrs": (-1.0,)}, "stage3": {"lr": float("nan")}}),
+        ((1,), {"stage2": {"repredict_epochs": (4, 3)}}),
+        ((1, 2), {"stage3": {"epochs": 0, "batch": 0, "lr": -1.0}}),
+    ],
+)
+def test_a_stage_that_is_not_run_may_have_any_settings(stages, changes):
+    check_all(config(stages, **changes), 1387)
+    assert make_schedule(config(stages, **changes), 50, 1387) == make_schedule(config(stages), 50, 1387)
+
+
+BAD = (-0.1, math.nan, math.inf, 1e39)
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_a_learning_rate_that_is_negative_or_not_finite_is_refused(value):
+    for changes, message in (
+        ({"stage1": {"lr": value}}, f"--stage1.lr {value}: must be at least 0, and finite"),
+        ({"stage2": {"lrs": (0.1, value, 0.1)}}, f"--stage2.lrs 0.1,{value},0.1: must be at least 0, and finite"),
+        ({"stage3": {"lr": value}}, f"--stage3.lr {value}: must be at least 0, and finite"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            check_all(config(**changes), 1387)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good", "accepted"),
+    [
+        ("alpha", BAD, (0.0, 1.0), "at least 0, and finite"),
+        ("beta", BAD, (0.0, 1.0), "at least 0, and finite"),
+        ("label_lr", BAD, (0.0, 4000.0), "at least 0, and finite"),
+        ("weight_decay", BAD, (0.0, 3e38), "at least 0, and finite"),
+        ("label_scale", (0.0, -1.0, math.nan, math.inf, 1e39), (1e-3, 10.0), "above 0, and finite"),
+        ("momentum", (-0.1, 1.0, 1.5, math.nan, math.inf), (0.0, 0.99), "at least 0 and below 1"),
+        ("translate", (-1, 8, 100), (0, 7), "0 to 7 pixels"),
+        ("seed", (-1, 2**62, 2**64), (0, 2**62 - 1), "0 to 4611686018427387903"),
+        ("split", (-1, 2**62, 2**64), (0, 2**62 - 1, None), "0 to 4611686018427387903"),
+    ],
+)
+def test_the_range_of_a_value_ends_where_its_message_says(name, bad, good, accepted):
+    for value in bad:
+        message = f"--{name.replace('_', '-')} {value}: must be {accepted}"
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            check_all(replace(DIGITS, **{name: value}), 1387)
+    for value in good:
+        check_all(replace(DIGITS, **{name: value}), 1387)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        *(("stage1", "epochs"), ("stage1", "batch"), ("stage2", "epochs"), ("stage2", "unlabelled_batch")),
+        *(("stage2", "labelled_batch"), ("stage3", "epochs"), ("stage3", "batch")),
+    ],
+)
+def test_a_stage_without_epochs_or_with_empty_batches_is_refused(stage, name):
+    with pytest.raises(
+        ConfigError, match=f"--{stage}.{name.replace('_', '-')} 0: must be at least 1; leave .*--stages"
+    ):
+        check_all(config(**{stage: {name: 0}}), 1387)

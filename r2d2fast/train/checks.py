@@ -1,0 +1,86 @@
+"""Which numbers a configuration may hold: all checks that need no more than the configuration and the size of the data."""
+
+import torch
+
+from r2d2fast.train.config import Config
+from r2d2fast.train.errors import ConfigError
+
+LARGEST = torch.finfo(torch.float32).max
+# The trainer's generators take the seeds 2 * seed and 2 * seed + 1, as int64.
+SEEDS = 2**62
+
+
+def check_values(config: Config, image_side: int) -> None:
+    """Raise ConfigError for the first value that lies outside its range, of all stages that ``config`` runs.
+
+    ``image_side``: the smaller of height and width, in pixels.
+    """
+    one, two, three = config.stage1, config.stage2, config.stage3
+    from_zero: dict[str, tuple[float, ...]] = {
+        "--alpha": (config.alpha,),
+        "--beta": (config.beta,),
+        "--label-lr": (config.label_lr,),
+        "--weight-decay": (config.weight_decay,),
+    }
+    from_one: dict[str, int] = {}
+    if 1 in config.stages:
+        from_zero["--stage1.lr"] = (one.lr,)
+        from_one |= {"--stage1.epochs": one.epochs, "--stage1.batch": one.batch}
+    if 2 in config.stages:
+        from_zero["--stage2.lrs"] = two.lrs
+        from_one |= {
+            "--stage2.epochs": two.epochs,
+            "--stage2.unlabelled-batch": two.unlabelled_batch,
+            "--stage2.labelled-batch": two.labelled_batch,
+        }
+    if 3 in config.stages:
+        from_zero["--stage3.lr"] = (three.lr,)
+        from_one |= {"--stage3.epochs": three.epochs, "--stage3.batch": three.batch}
+
+    for flag, values in from_zero.items():
+        good = all(0 <= value <= LARGEST for value in values)
+        _require(good, flag, ",".join(map(str, values)), "at least 0, and finite as float32")
+    _require(0 < config.label_scale <= LARGEST, "--label-scale", config.label_scale, "above 0, and finite as float32")
+    _require(0 <= config.momentum < 1, "--momentum", config.momentum, "at least 0 and below 1")
+    _require(0 <= config.translate < image_side, "--translate", config.translate, f"0 to {image_side - 1} pixels")
+    for flag, number in {"--seed": config.seed, "--split": config.split}.items():
+        _require(number is None or 0 <= number < SEEDS, flag, number, f"0 to {SEEDS - 1}")
+    for flag, count in from_one.items():
+        if count < 1:
+            raise ConfigError(f"{flag} {count}: must be at least 1; leave a whole stage out with --stages")
+
+
+def check_schedule(config: Config, unlabelled: int) -> None:
+    """Raise ConfigError where numbers do not fit one another, or the ``unlabelled`` samples."""
+    one, two = config.stage1, config.stage2
+    if config.stages not in ((1,), (1, 2), (1, 2, 3)):
+        asked = ",".join(map(str, config.stages))
+        raise ConfigError(f"--stages {asked}: accepted are 1, 1,2 and 1,2,3; each stage starts from the one before")
+    if one.cosine_epochs < one.epochs:
+        raise ConfigError(
+            f"--stage1.cosine-epochs {one.cosine_epochs}: must be at least --stage1.epochs, {one.epochs}, "
+            "or the learning rate would rise again"
+        )
+    if 2 not in config.stages:
+        return
+    if two.unlabelled_batch > unlabelled:
+        raise ConfigError(
+            f"--stage2.unlabelled-batch {two.unlabelled_batch}: there are only {unlabelled} unlabelled samples; "
+            "take smaller batches, fewer --num-labels, or --stages 1"
+        )
+    starts = two.repredict_epochs
+    if list(starts) != sorted(set(starts)) or any(not 0 < start < two.epochs for start in starts):
+        raise ConfigError(
+            f"--stage2.repredict-epochs {','.join(map(str, starts))}: must rise, and lie between 1 and "
+            f"{two.epochs - 1}, the last of the {two.epochs} epochs of --stage2.epochs"
+        )
+    if len(two.lrs) != len(starts) + 1:
+        raise ConfigError(
+            f"--stage2.lrs {','.join(map(str, two.lrs))}: {len(two.lrs)} learning rates, {len(starts)} repredictions; "
+            f"needed are {len(starts) + 1} learning rates, one before the first reprediction and one from each on"
+        )
+
+
+def _require(good: bool, flag: str, value: object, accepted: str) -> None:
+    if not good:
+        raise ConfigError(f"{flag} {value}: must be {accepted}; without the flag it is the recipe's own")
