@@ -47,7 +47,9 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of r2d2fast; use r2d2fast.FusedD2Loss and r2d2fast.d2_step.";
   module.def("step", &step);
   module.def("predict", &predict_rows);
-  module.def("equals", [](uintptr_t scalar, float value) { return *pointer<float>(scalar) == value; });
+  module.def("equals", [](uintptr_t scalar, float value) {
+    return scalar && *pointer<float>(scalar) == value;  // a symbolic zero has no address
+  });
   module.def("instruction_sets", [] {
     py::list names;
     for (const Kernels* kernels : runnable_kernels()) names.append(kernels->name);

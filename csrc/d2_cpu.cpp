@@ -8,7 +8,7 @@
 namespace r2d2 {
 namespace {
 
-// Below this many elements a second thread costs more to wake than it saves (2 threads, N=1000: even at B=16).
+// Each thread gets at least so much: about 20 µs of work, several times what waking it costs.
 constexpr int64_t kElementsPerThread = 16384;
 
 struct Workspace {
@@ -38,8 +38,9 @@ int64_t look_up(const Batch& batch, const Bank& bank, Workspace& work) {
 // how many these are. They only read, so that all of them can be done before anything is written (rules 2 and 4).
 int64_t overridden_first(Workspace& work) {
   const int64_t size = work.slots.size();
-  int64_t capacity = 16;
-  while (capacity < 2 * size) capacity *= 2;
+  int bits = 4;
+  while ((int64_t(1) << bits) < 2 * size) ++bits;
+  const int64_t capacity = int64_t(1) << bits;
   work.seen.assign(capacity, -1);
   work.order.resize(size);
   int64_t first = 0, last = size;
@@ -47,7 +48,8 @@ int64_t overridden_first(Workspace& work) {
     const int32_t slot = work.slots[i];
     bool overridden = false;
     if (slot >= 0) {
-      int64_t at = (uint32_t(slot) * 2654435769u) & (capacity - 1);
+      // The upper bits of the product: the lower ones would map evenly spaced slots onto few places.
+      int64_t at = int64_t(uint64_t(slot) * 0x9E3779B97F4A7C15u >> (64 - bits));
       while (work.seen[at] >= 0 && work.seen[at] != slot) at = (at + 1) & (capacity - 1);
       overridden = work.seen[at] == slot;
       work.seen[at] = slot;

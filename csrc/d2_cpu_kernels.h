@@ -38,7 +38,8 @@ inline bool all_finite(const float* x, int64_t n) {
   return true;
 }
 
-// Finite numbers more than FLT_MAX below the largest would make u infinite: no nearer than 1e33 is told apart from it.
+// A gap of more than FLT_MAX to the largest number would make u infinite: gaps are cut to 1e33, and with them the class
+// loss of such a row, which is finite but no longer exact.
 inline const float* tame(const float* x, float largest, float* out, int64_t n) {
   for (int64_t j = 0; j < n; ++j) out[j] = x[j] > largest - 1e33f ? x[j] : largest - 1e33f;
   return out;
@@ -163,7 +164,7 @@ class StepKernel {
     const IntVec good = sound(sums);
     void *grads[kLanes], *moved[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
-      const int32_t i = order[lane < rows ? lane : 0];
+      const int32_t i = order[lane < rows ? lane : rows - 1];
       const bool counts = lane < rows && good[lane];
       grads[lane] = counts ? grad_row(i) : nullptr;
       moved[lane] = counts && moves(slots_[i]) ? bank_row(bank_, slots_[i]) : nullptr;

@@ -108,8 +108,9 @@ void round_row(void* row, const float* in, int64_t n, uint64_t element, uint64_t
   }
 }
 
+// A 16-bit bank saturates at its largest number; a float32 one is written in place and left as it comes.
 constexpr Edge kEdges[] = {
-    {read_row<float>, write_row<float>, nullptr, read_tile<float>, write_tile<float>, FLT_MAX},
+    {read_row<float>, write_row<float>, nullptr, read_tile<float>, write_tile<float>, INFINITY},
     {read_row<Bfloat16>, write_row<Bfloat16>, round_row<Bfloat16, 16>, read_tile<Bfloat16>, write_tile<Bfloat16>,
      kLargest<Bfloat16>},
     {read_row<Float16>, write_row<Float16>, round_row<Float16, 13>, read_tile<Float16>, write_tile<Float16>,
@@ -192,7 +193,7 @@ inline Row<Vec> broadcast(const Row<float>& r) {
           splat(r.class_grad), splat(r.entropy_grad), splat(r.pseudo_grad), splat(r.rate_p), splat(r.rate_q)};
 }
 
-// grad and moved may be r.eu and r.ev; whole vectors are written, past the row's end too, unless `exact`.
+// grad and moved may be r.eu and r.ev. Whole vectors are written, past the row's end too.
 template <ClassLoss L, bool kUpdate>
 void write_gradient(const RowView& r, const Row<float>& row, const float* y, float* grad, float* moved) {
   const Row<Vec> c = broadcast(row);

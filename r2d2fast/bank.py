@@ -1,5 +1,6 @@
 """The bank: one row of learned pseudo-logits ỹ for every unlabelled sample."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from r2d2fast import operators, reference
 from r2d2fast.errors import BankError
+from r2d2fast.rounding import saturate
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDINGS = ("nearest", "stochastic")
@@ -28,7 +30,7 @@ class PseudoLabelBank:
         dtype: of the rows: float32, bfloat16 or float16.
         device: where rows and labels live; default the device of ``labels``.
         storage: ``"device"``, or a path: a memory-mapped file for banks larger than memory (CPU only). The file is created,
-            its space reserved; an existing one of the right size is opened with its contents kept.
+            its space reserved; an existing one of exactly its size is taken to be this bank's and opened with its contents.
         rounding: of a 16-bit bank: ``"nearest"``, or ``"stochastic"`` so that steps below its resolution add up.
         seed: of stochastic rounding.
 
@@ -53,7 +55,14 @@ class PseudoLabelBank:
         rounding: str = "nearest",
         seed: int = 0,
     ) -> None:
-        _check_arguments(labels, num_classes, dtype, rounding)
+        _check_labels(labels, num_classes)
+        _check_rounding(dtype, rounding)
+        if not 0 < label_scale < float("inf"):
+            raise ValueError(
+                f"label_scale is {label_scale}; it must be positive and finite (reference implementation: 10)"
+            )
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed is {seed}; it must be 0 … 2^63 - 1")
         self.num_classes = num_classes
         self.label_scale = float(label_scale)
         self.rounding = rounding
@@ -111,6 +120,7 @@ class PseudoLabelBank:
 
     def logits(self, index: Tensor) -> Tensor:
         """Pseudo-logits ỹ of the samples ``index`` ``[B]``: float32 ``[B, N]``, K·onehot(label) for labelled ones."""
+        operators.check_index(index)
         slots = reference.lookup(index, self.slots)
         unlabelled = slots >= 0
         rows = torch.zeros(len(slots), self.num_classes, device=self.device)
@@ -140,14 +150,13 @@ class PseudoLabelBank:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "PseudoLabelBank":
         """Move the bank in place to a device and dtype; returns itself. A memory-mapped bank stays on the CPU, in its dtype."""
-        if dtype is not None and dtype not in DTYPES:
-            raise ValueError(_unknown("dtype", dtype, DTYPES))
+        _check_rounding(self.dtype if dtype is None else dtype, self.rounding)
         target = torch.device(self.device if device is None else device)
         if self.path is not None and (target.type != "cpu" or dtype not in (None, self.dtype)):
             raise BankError(
                 f"the bank lives in {self.path} as {self.dtype}; make one with storage='device' to move or cast it"
             )
-        self.pseudo_logits = self.pseudo_logits.to(device=target, dtype=dtype)
+        self.pseudo_logits = saturate(self.pseudo_logits, self.dtype if dtype is None else dtype).to(target)
         self.slots, self.step = self.slots.to(target), self.step.to(target)
         return self
 
@@ -175,21 +184,25 @@ class PseudoLabelBank:
             raise BankError(
                 "the state was saved for other labels; make the bank from the labels of that run (same split)"
             )
-        self.pseudo_logits.copy_(state["pseudo_logits"])
+        _check_rounding(self.dtype, state["rounding"])
+        self.pseudo_logits.copy_(saturate(state["pseudo_logits"], self.dtype))
         self.step.copy_(state["step"])
         self.label_scale = state["label_scale"]
         self.rounding, self.seed = state["rounding"], state["seed"]
 
 
-def _check_arguments(labels: Tensor, num_classes: int, dtype: torch.dtype, rounding: str) -> None:
-    if not 2 <= num_classes <= 262_144:
-        raise ValueError(f"num_classes is {num_classes}; it must be 2 … 262144")
+def _check_rounding(dtype: torch.dtype, rounding: str) -> None:
     if dtype not in DTYPES:
         raise ValueError(_unknown("dtype", dtype, DTYPES))
     if rounding not in ROUNDINGS:
         raise ValueError(_unknown("rounding", rounding, ROUNDINGS))
     if rounding == "stochastic" and dtype == torch.float32:
         raise ValueError("rounding 'stochastic' is for 16-bit banks; a float32 bank rounds to nearest")
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    if not 2 <= num_classes <= 262_144:
+        raise ValueError(f"num_classes is {num_classes}; it must be 2 … 262144")
     if labels.dim() != 1 or labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 [M]; got {labels.dtype} {list(labels.shape)}")
     wrong = ((labels < -1) | (labels >= num_classes)).nonzero()
@@ -229,7 +242,8 @@ def _reserve_file(path: Path, size: int) -> None:
             else:
                 file.truncate(size)
     except OSError as error:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         raise BankError(
             f"cannot make the bank file {path} of {size} bytes: {error.strerror}; free space or choose another path"
         ) from error

@@ -1,5 +1,6 @@
 """The D2 loss: :class:`FusedD2Loss` for training loops with autograd, :func:`d2_step` for those without."""
 
+import math
 import warnings
 
 import torch
@@ -50,17 +51,24 @@ def d2_step(
         BackendError: the backend asked for is not available.
     """
     operators.check(logits, index, bank)
-    _check_scalars(class_loss, normalizer, update_normalizer)
     step = Step(alpha, beta, label_lr, class_loss, normalizer, update_normalizer, grad_scale, update)
-    return operators.run(logits, index, bank, step, None, backend)
+    if torch.compiler.is_compiling():
+        return operators.run_compiled(logits, index, bank, step, None, backend)
+    _check_scalars(step)
+    return operators.run(choose(backend, logits, bank.pseudo_logits), logits, index, bank, step, None)
 
 
-def _check_scalars(class_loss: str, normalizer: float | None, update_normalizer: float | None) -> None:
-    if class_loss not in operators.CLASS_LOSSES:
-        raise ValueError(f"class_loss is {class_loss!r}; accepted: {', '.join(operators.CLASS_LOSSES)}")
-    for name, value in (("normalizer", normalizer), ("update_normalizer", update_normalizer)):
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} is {value}; it must be positive (default: the number of rows)")
+def _check_scalars(step: Step) -> None:
+    # One NaN here would overwrite every row of the batch in the bank.
+    for name in ("alpha", "beta", "label_lr"):
+        if not math.isfinite(getattr(step, name)):
+            raise ValueError(f"{name} is {getattr(step, name)}; it must be finite")
+    for name in ("normalizer", "update_normalizer", "grad_scale"):
+        value = getattr(step, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be positive and finite")
+    if step.class_loss not in operators.CLASS_LOSSES:
+        raise ValueError(f"class_loss is {step.class_loss!r}; accepted: {', '.join(operators.CLASS_LOSSES)}")
 
 
 class FusedD2Loss(torch.nn.Module):
@@ -68,7 +76,8 @@ class FusedD2Loss(torch.nn.Module):
 
     One kernel computes both softmaxes, the loss, its gradient and the update ỹ ← ỹ − λ ∂L/∂ỹ. The update happens in the
     forward call, exactly once, if the module is in training mode and gradients are enabled; it depends on nothing that
-    happens to the loss afterwards. In eval mode or under ``no_grad`` the bank is only read.
+    happens to the loss afterwards. In eval mode or under ``no_grad`` the bank is only read. Activation checkpointing runs a
+    forward call twice: keep this call outside the checkpointed part.
 
     Args:
         bank, alpha, beta, label_lr, class_loss, normalizer, update_normalizer, backend: as in :func:`d2_step`.
@@ -93,7 +102,7 @@ class FusedD2Loss(torch.nn.Module):
         statistics: bool = False,
     ) -> None:
         super().__init__()
-        _check_scalars(class_loss, normalizer, update_normalizer)
+        _check_scalars(Step(alpha, beta, label_lr, class_loss, normalizer, update_normalizer, 1.0, False))
         if alpha <= beta:
             warnings.warn(
                 f"alpha={alpha} <= beta={beta}: by Theorem 1 of the paper, p̃ = exp(-L/alpha) p̂^(1 - beta/alpha), so that "
@@ -133,30 +142,16 @@ class FusedD2Loss(torch.nn.Module):
             self.training and torch.is_grad_enabled(),
         )
         if torch.compiler.is_compiling():
-            return self._compiled(logits, index, step)
+            loss, grad = operators.run_compiled(logits, index, self.bank, step, self._statistics, self.backend)
+            return torch.ops.r2d2fast.attach_gradient(logits, loss, grad, grad_scale)
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 "FusedD2Loss writes to its bank and cannot run inside torch.func transforms (grad, vmap, jvp); "
                 "call loss.backward(), or r2d2fast.d2_step for the gradient in closed form"
             )
-        return _D2Loss.apply(logits, index, self.bank, step, self._statistics, self.backend)
-
-    def _compiled(self, logits: Tensor, index: Tensor, step: Step) -> Tensor:
-        bank = self.bank
-        loss, grad = torch.ops.r2d2fast.d2_step(
-            logits.detach(),
-            index,
-            bank.pseudo_logits,
-            bank.slots,
-            bank.step,
-            self._statistics,
-            bank.label_scale,
-            bank.rounding,
-            bank.seed,
-            *step,
-            self.backend,
-        )
-        return torch.ops.r2d2fast.attach_gradient(logits, loss, grad, step.grad_scale)
+        _check_scalars(step)
+        module = choose(self.backend, logits, self.bank.pseudo_logits)
+        return _D2Loss.apply(logits, index, self.bank, step, self._statistics, module)
 
     def read_statistics(self) -> dict[str, float]:
         """Means over the unlabelled rows since the last call, which this resets; one copy from the device.
@@ -175,9 +170,9 @@ class FusedD2Loss(torch.nn.Module):
 class _D2Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, index, bank, step, statistics, backend):  # type: ignore[no-untyped-def]
-        loss, grad = operators.run(logits, index, bank, step, statistics, backend)
+        loss, grad = operators.run(backend, logits, index, bank, step, statistics)
         ctx.save_for_backward(grad)
-        ctx.scale_gradient = choose(backend, logits, bank.pseudo_logits).scale_gradient
+        ctx.scale_gradient = backend.scale_gradient
         ctx.grad_scale = step.grad_scale
         return loss
 

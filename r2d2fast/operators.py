@@ -1,8 +1,11 @@
 """The D2 step as an operator: checked arguments, the backend called, and its registration with PyTorch.
 
-Eager code calls :func:`run`; ``torch.compile`` reaches the same backends through ``torch.ops.r2d2fast.d2_step``, which
-declares that it changes the bank, and ``torch.ops.r2d2fast.attach_gradient``, which has the derivative.
+Eager code calls :func:`run`. ``torch.compile``, by :func:`run_compiled`, reaches the same backends through
+``torch.ops.r2d2fast.d2_step``, which declares that it changes the bank, and ``torch.ops.r2d2fast.attach_gradient``, which
+has the derivative.
 """
+
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -22,8 +25,7 @@ def check(logits: Tensor, index: Tensor, bank: Bank) -> None:
         raise ValueError(f"logits are {list(logits.shape)}, but this bank has {classes} classes: pass [B, {classes}]")
     if not logits.is_floating_point():
         raise TypeError(f"logits are {logits.dtype}; pass the network's floating-point output, before any softmax")
-    if index.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"index is {index.dtype}; pass int64 or int32 sample numbers")
+    check_index(index)
     if index.shape != logits.shape[:1]:
         raise ValueError(
             f"index is {list(index.shape)} for {logits.shape[0]} rows of logits: pass one sample number a row"
@@ -35,14 +37,39 @@ def check(logits: Tensor, index: Tensor, bank: Bank) -> None:
         )
 
 
+def check_index(index: Tensor) -> None:
+    """TypeError unless sample numbers are int64 or int32."""
+    if index.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"index is {index.dtype}; pass int64 or int32 sample numbers")
+
+
 def run(
-    logits: Tensor, index: Tensor, bank: Bank, step: Step, statistics: Tensor | None, backend: str
+    backend: ModuleType, logits: Tensor, index: Tensor, bank: Bank, step: Step, statistics: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One step by the named backend: (loss, grad)."""
-    result = choose(backend, logits, bank.pseudo_logits).step(logits, index, bank, step, statistics)
+    """One step in eager mode: (loss, grad)."""
+    result = backend.step(logits, index, bank, step, statistics)
     if step.update:  # in-place writes that autograd cannot see by itself
         torch.autograd.graph.increment_version(bank.pseudo_logits)
     return result
+
+
+def run_compiled(
+    logits: Tensor, index: Tensor, bank: Bank, step: Step, statistics: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The same step while ``torch.compile`` traces: through the registered operator."""
+    return torch.ops.r2d2fast.d2_step(
+        logits.detach(),
+        index,
+        bank.pseudo_logits,
+        bank.slots,
+        bank.step,
+        statistics,
+        bank.label_scale,
+        bank.rounding,
+        bank.seed,
+        *step,
+        backend,
+    )
 
 
 def predict_(bank: Bank, index: Tensor, logits: Tensor) -> None:

@@ -95,7 +95,10 @@ def out_of_range(value: int, position: int, samples: int) -> str:
 
 def last_occurrence(slots: Tensor) -> Tensor:
     """Which entries ``[B]`` have no equal entry after them: those whose update counts (rule 4)."""
-    return ~(slots[:, None] == slots[None, :]).triu(diagonal=1).any(1)
+    values, group = slots.unique(return_inverse=True)
+    position = torch.arange(len(slots), device=slots.device)
+    last = torch.zeros_like(values).scatter_reduce(0, group, position, "amax")
+    return last[group] == position
 
 
 @torch.no_grad()

@@ -42,5 +42,27 @@ int main() {
               ++runs;
             }
   }
+  // Several threads over tiles and rows, int32 indices, rows that are spoilt and rows that need taming.
+  for (const Kernels* kernels : runnable_kernels()) {
+    use_kernels(kernels->name);
+    for (int64_t classes : {10, 64, 100, 1000})
+      for (int loss = 0; loss < 3; ++loss) {
+        const int64_t size = 4 * 16384 / classes + 3;
+        std::vector<float> logits(size * classes), bank_rows(size * classes), grad(size * classes);
+        for (size_t i = 0; i < logits.size(); ++i) logits[i] = float(i * 37 % 61) / 10;
+        std::vector<int32_t> slots(size), index(size);
+        for (int64_t i = 0; i < size; ++i) slots[i] = int32_t(i), index[i] = int32_t(size - 1 - i);
+        logits[5 * classes + 1] = NAN;
+        logits[9 * classes] = 3e38f, logits[9 * classes + 1] = -3e38f;
+        float value;
+        int64_t step = 0;
+        std::vector<double> statistics(kStatistics);
+        Bank bank{bank_rows.data(), DType(0), slots.data(), size, classes, 10, false, 0, &step};
+        Batch batch{logits.data(), DType(0), size, classes, index.data(), false};
+        Step d2{ClassLoss(loss), {0.1f, 0.03f, 0.1f, 40.0f}, true, grad.data(), double(size), &value, statistics.data(), 3};
+        if (d2_step(batch, bank, d2) != -1 || statistics[kSkipped] != 1 || !isnan(value)) return 4;
+        ++runs;
+      }
+  }
   printf("done: %d runs\n", runs);
 }

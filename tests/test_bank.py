@@ -85,11 +85,42 @@ def test_bad_labels_are_named(labels, message):
         ({"rounding": "up"}, "rounding is 'up'; accepted: nearest, stochastic"),
         ({"rounding": "stochastic"}, "16-bit banks"),
         ({"storage": "pinned"}, "CUDA"),
+        ({"label_scale": -3.0}, "label_scale is -3.0; it must be positive and finite"),
+        ({"label_scale": float("nan")}, "label_scale is nan"),
+        ({"seed": -1}, "seed is -1; it must be 0"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         PseudoLabelBank(**{"labels": LABELS, "num_classes": 3, **options})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_beyond_a_dtype_saturate_on_every_way_in(dtype):
+    largest = torch.finfo(dtype).max
+    huge = make_bank(2, 4, labelled_every=0)
+    huge.pseudo_logits.fill_(-3.4e38)
+    predicted, loaded = (make_bank(2, 4, labelled_every=0, dtype=dtype) for _ in range(2))
+    predicted.predict_(torch.arange(2), huge.pseudo_logits)
+    loaded.load_state_dict(huge.state_dict())
+    huge.to(dtype=dtype)
+    expected = max(-3.4e38, -largest)
+    for bank in (predicted, loaded, huge):
+        torch.testing.assert_close(bank.pseudo_logits.float(), torch.full((2, 4), expected), rtol=0.01, atol=0)
+
+
+def test_stochastic_rounding_never_reaches_a_float32_bank():
+    stochastic = make_bank(2, 4, dtype=torch.bfloat16, rounding="stochastic")
+    with pytest.raises(ValueError, match="16-bit banks"):
+        stochastic.to(dtype=torch.float32)
+    with pytest.raises(ValueError, match="16-bit banks"):
+        make_bank(2, 4).load_state_dict(stochastic.state_dict())
+    assert stochastic.dtype == torch.bfloat16
+
+
+def test_index_dtype_is_named():
+    with pytest.raises(TypeError, match=r"index is torch\.float32; pass int64 or int32"):
+        make_bank(2, 4).logits(torch.zeros(1))
 
 
 def test_to_casts_in_place():
@@ -162,6 +193,9 @@ class TestMemoryMapped:
     def test_a_path_that_cannot_be_written_is_named(self, tmp_path):
         with pytest.raises(BankError, match=r"nowhere/bank of 36 bytes: No such file"):
             PseudoLabelBank(LABELS, 3, storage=tmp_path / "nowhere" / "bank")
+        (tmp_path / "file").touch()
+        with pytest.raises(BankError, match=r"file/bank of 36 bytes: Not a directory"):
+            PseudoLabelBank(LABELS, 3, storage=tmp_path / "file" / "bank")
 
     def test_a_full_disk_is_an_error_when_the_bank_is_made(self, tmp_path):
         """Not a SIGBUS in the middle of training."""

@@ -40,6 +40,18 @@ def test_gradcheck_in_float64(class_loss):
     assert torch.autograd.gradcheck(lambda x: criterion(x, torch.tensor([0, 1, 5, 4])), (logits,))
 
 
+def test_upstream_gradients_without_memory(backend):
+    """Batches of them (vmap over backward), and the symbolic zero."""
+    logits = torch.randn(4, 10, requires_grad=True)
+    loss = FusedD2Loss(make_bank(8, 10), backend=backend)(logits, torch.arange(4))
+    (plain,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    scales = torch.tensor([1.0, 2.0, -3.0])
+    (batched,) = torch.autograd.grad(loss, logits, scales, is_grads_batched=True, retain_graph=True)
+    torch.testing.assert_close(batched, scales[:, None, None] * plain)
+    (zero,) = torch.autograd.grad(loss, logits, torch._efficientzerotensor(()))
+    assert not zero.any()
+
+
 def test_autocast_hands_on_16_bit_logits():
     network = torch.nn.Linear(5, 20)
     bank = make_bank(8, 20)
@@ -187,10 +199,25 @@ class TestBadUse:
             with pytest.raises(ValueError, match="class_loss is 'l1'; accepted: kl_reverse, kl, mse"):
                 make(make_bank(4, 5))
 
-    @pytest.mark.parametrize("name", ["normalizer", "update_normalizer"])
-    def test_a_normalizer_must_be_positive(self, name):
-        with pytest.raises(ValueError, match=f"{name} is 0; it must be positive"):
-            d2_step(torch.zeros(1, 5), torch.tensor([0]), make_bank(4, 5), **{name: 0})
+    @pytest.mark.parametrize("name", ["normalizer", "update_normalizer", "grad_scale"])
+    @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
+    def test_a_divisor_must_be_positive_and_finite(self, name, value):
+        with pytest.raises(ValueError, match=f"{name} is {value}; it must be positive and finite"):
+            d2_step(torch.zeros(1, 5), torch.tensor([0]), make_bank(4, 5), **{name: value})
+
+    @pytest.mark.parametrize("name", ["alpha", "beta", "label_lr"])
+    def test_a_weight_must_be_finite(self, name):
+        """It would overwrite the batch's rows with NaN; set on a module, too, by a schedule that went wrong."""
+        criterion = FusedD2Loss(make_bank(4, 5))
+        setattr(criterion, name, float("nan"))
+        before = criterion.bank.pseudo_logits.clone()
+        for call in (
+            lambda: criterion(torch.zeros(1, 5), torch.tensor([1])),
+            lambda: FusedD2Loss(make_bank(4, 5), **{name: float("inf")}),
+        ):
+            with pytest.raises(ValueError, match=f"{name} is (nan|inf); it must be finite"):
+                call()
+        assert torch.equal(criterion.bank.pseudo_logits, before)
 
     def test_torch_func_is_refused_clearly(self):
         criterion = FusedD2Loss(make_bank(8, 5))

@@ -81,6 +81,16 @@ def test_a_compiled_step_takes_any_batch_size_without_recompiling():
             assert not torch.equal(bank.pseudo_logits, before)
 
 
+def test_the_function_compiles_too():
+    torch._dynamo.reset()
+    logits, index = torch.randn(12, 30), torch.arange(12)
+    banks = make_bank(40, 30), make_bank(40, 30)
+    step = torch.compile(d2_step, fullgraph=True, backend="aot_eager")
+    for ours, expected in zip(step(logits, index, banks[0]), d2_step(logits, index, banks[1]), strict=True):
+        torch.testing.assert_close(ours, expected)
+    assert torch.equal(banks[0].pseudo_logits, banks[1].pseudo_logits)
+
+
 def test_compiled_evaluation_leaves_the_bank_alone():
     torch._dynamo.reset()
     bank = make_bank(40, 30)

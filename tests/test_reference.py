@@ -85,3 +85,11 @@ def test_labelled_rows_are_scaled_one_hot_and_own_nothing():
     divergence = -math.log(4.0) - (0.25 * 10.0 - log_sum)
     assert step.loss.item() == pytest.approx(divergence, rel=1e-12)
     assert bool((step.grad.argmin(1) == labels).all())
+
+
+def test_duplicates_are_found_in_memory_proportional_to_the_batch():
+    """A whole data set is predicted in one call; a [B, B] comparison would take 10 GB here."""
+    slots = torch.arange(100_000) % 60_000
+    last = reference.last_occurrence(slots)
+    assert last.sum() == 60_000
+    assert not last[:40_000].any()

@@ -1,4 +1,4 @@
-"""The definition as a backend: any device, any dtype; copies nothing back but what its indexing needs."""
+"""The definition as a backend: any device, any dtype. Its indexing makes the host wait for a GPU."""
 
 import torch
 from torch import Tensor
