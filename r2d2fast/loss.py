@@ -59,16 +59,16 @@ def d2_step(
 
 
 def _check_scalars(step: Step) -> None:
+    alpha, beta, label_lr, class_loss, normalizer, update_normalizer, grad_scale, _ = step
+    divisors = {"normalizer": normalizer, "update_normalizer": update_normalizer, "grad_scale": grad_scale}
     # One NaN here would overwrite every row of the batch in the bank.
-    for name in ("alpha", "beta", "label_lr"):
-        if not math.isfinite(getattr(step, name)):
-            raise ValueError(f"{name} is {getattr(step, name)}; it must be finite")
-    for name in ("normalizer", "update_normalizer", "grad_scale"):
-        value = getattr(step, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; it must be positive and finite")
-    if step.class_loss not in operators.CLASS_LOSSES:
-        raise ValueError(f"class_loss is {step.class_loss!r}; accepted: {', '.join(operators.CLASS_LOSSES)}")
+    if not math.isfinite(alpha + beta + label_lr):
+        raise ValueError(f"alpha is {alpha}, beta is {beta}, label_lr is {label_lr}; they must be finite")
+    if not all(value is None or 0 < value < math.inf for value in divisors.values()):
+        given = ", ".join(f"{name} is {value}" for name, value in divisors.items() if value is not None)
+        raise ValueError(f"{given}; they must be positive and finite")
+    if class_loss not in operators.CLASS_LOSSES:
+        raise ValueError(f"class_loss is {class_loss!r}; accepted: {', '.join(operators.CLASS_LOSSES)}")
 
 
 class FusedD2Loss(torch.nn.Module):

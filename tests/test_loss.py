@@ -202,7 +202,7 @@ class TestBadUse:
     @pytest.mark.parametrize("name", ["normalizer", "update_normalizer", "grad_scale"])
     @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
     def test_a_divisor_must_be_positive_and_finite(self, name, value):
-        with pytest.raises(ValueError, match=f"{name} is {value}; it must be positive and finite"):
+        with pytest.raises(ValueError, match=f"{name} is {value}.*; they must be positive and finite"):
             d2_step(torch.zeros(1, 5), torch.tensor([0]), make_bank(4, 5), **{name: value})
 
     @pytest.mark.parametrize("name", ["alpha", "beta", "label_lr"])
@@ -215,7 +215,7 @@ class TestBadUse:
             lambda: criterion(torch.zeros(1, 5), torch.tensor([1])),
             lambda: FusedD2Loss(make_bank(4, 5), **{name: float("inf")}),
         ):
-            with pytest.raises(ValueError, match=f"{name} is (nan|inf); it must be finite"):
+            with pytest.raises(ValueError, match=f"{name} is (nan|inf).*; they must be finite"):
                 call()
         assert torch.equal(criterion.bank.pseudo_logits, before)
 
