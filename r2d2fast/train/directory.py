@@ -41,10 +41,7 @@ def open_directory(directory: Path, config: Config) -> None:
         )
     if not config.resume:
         raise ConfigError(f"{directory} already holds a run: go on with it by --resume, or name another --run-dir")
-    try:
-        held = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}): remove {directory}, or name another --run-dir") from error
+    held = _read_json(path)
     differing = sorted(name for name in asked.keys() | held.keys() if asked.get(name) != held.get(name))
     if differing:
         differences = "; ".join(f"{name} is {held.get(name)} there, {asked.get(name)} asked for" for name in differing)
@@ -71,9 +68,9 @@ def write_results(directory: Path, results: dict[str, Any]) -> None:
 
 
 def read_results(directory: Path) -> dict[str, Any] | None:
-    """The results of a finished run, None if it is not finished."""
+    """The results of a finished run, None if it is not finished. Raises ConfigError for a damaged file."""
     path = directory / RESULTS
-    return json.loads(path.read_text()) if path.exists() else None
+    return _read_json(path) if path.exists() else None
 
 
 def _comparable(config: Config) -> dict[str, Any]:
@@ -85,6 +82,16 @@ def _comparable(config: Config) -> dict[str, Any]:
             fields[name] = value
     # Through JSON and back, so that a tuple here equals the list that was read there.
     return json.loads(_json(fields))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({error}): restore it, or name another --run-dir") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds no JSON object: restore it, or name another --run-dir")
+    return value
 
 
 def _json(value: dict[str, Any]) -> bytes:

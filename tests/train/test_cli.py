@@ -169,10 +169,21 @@ def test_a_run_of_fewer_stages_is_another_run(tmp_path, train_here, capsys):
     assert "stages is [1] there, [1, 2, 3] asked for" in capsys.readouterr().err
 
 
-def test_a_broken_config_file_is_named(tmp_path, train_here, capsys):
-    (tmp_path / "config.json").write_text('{"alpha":')
+@pytest.mark.parametrize("name", ["config.json", "results.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"alpha":', "cannot be read as JSON"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+        (b"[1]", "holds no JSON object"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(name, content, message, finished, tmp_path, train_here, capsys):
+    for kept in ("config.json", "results.json"):
+        (tmp_path / kept).write_bytes((finished / kept).read_bytes())
+    (tmp_path / name).write_bytes(content)
     assert train_here("--resume", "--run-dir", tmp_path) == 2
-    assert f"{tmp_path / 'config.json'} is not JSON" in capsys.readouterr().err
+    assert f"{tmp_path / name} {message}" in capsys.readouterr().err
 
 
 def test_a_run_directory_that_cannot_be_written_is_named(tmp_path, train_here, capsys):
