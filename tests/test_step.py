@@ -194,26 +194,12 @@ def test_index_dtypes(backend, index_dtype):
 
 
 def test_normalizers(backend):
-    logits = torch.randn(6, 10)
-    ours, exact = run_both(
-        backend,
-        logits,
-        torch.arange(6),
-        {"samples": 6, "classes": 10},
-        normalizer=3.0,
-        update_normalizer=12.0,
-        label_lr=40.0,
+    logits, bank = torch.randn(6, 10), {"samples": 6, "classes": 10}
+    (ours, exact), (halved, _) = (
+        run_both(backend, logits, torch.arange(6), bank, normalizer=divisor, update_normalizer=12.0, label_lr=40.0)
+        for divisor in (3.0, 6.0)
     )
     assert_agree(ours, exact, label_lr=40.0)
-    halved, _ = run_both(
-        backend,
-        logits,
-        torch.arange(6),
-        {"samples": 6, "classes": 10},
-        normalizer=6.0,
-        update_normalizer=12.0,
-        label_lr=40.0,
-    )
     torch.testing.assert_close(halved[0] * 2, ours[0])
     torch.testing.assert_close(halved[1] * 2, ours[1])
     assert torch.equal(halved[2].pseudo_logits, ours[2].pseudo_logits)
