@@ -32,7 +32,7 @@ INSTRUCTION_SETS = {
 }
 SOURCES = ["csrc/binding.cpp", "csrc/d2_cpu.cpp", "csrc/dispatch.cpp", "csrc/d2_cpu_portable.cpp"]
 HEADERS = [
-    f"csrc/{name}.h" for name in ("d2_cpu", "d2_cpu_kernels", "d2_cpu_rows", "d2_math", "dispatch", "philox", "simd")
+    f"csrc/{name}.h" for name in ("d2_cpu", "d2_cpu_kernels", "d2_cpu_rows", "d2_math", "d2_step", "dispatch", "philox", "simd")
 ]
 
 

@@ -15,11 +15,11 @@ T* pointer(uintptr_t address) {
 }
 
 // pybind11 converts each argument in about 50 ns; a handle object for the bank would have to be kept valid for no gain.
-int64_t step(uintptr_t rows, int rows_dtype, uintptr_t slots, int64_t samples, int64_t classes, float label_scale,
-             bool stochastic, uint64_t seed, uintptr_t updates, uintptr_t logits, int dtype, int64_t size, int64_t stride,
+int64_t step(uintptr_t rows, int rows_dtype, int64_t rows_stride, uintptr_t slots, int64_t samples, int64_t classes,
+             float label_scale, bool stochastic, uint64_t seed, uintptr_t updates, uintptr_t logits, int dtype, int64_t size, int64_t stride,
              uintptr_t index, bool index_is_int64, uintptr_t grad, uintptr_t loss, uintptr_t statistics, int class_loss,
              float alpha, float beta, float grad_weight, float label_rate, double normalizer, bool update, int threads) {
-  const Bank bank{pointer<void>(rows), DType(rows_dtype), pointer<int32_t>(slots), samples, classes, label_scale,
+  const Bank bank{pointer<void>(rows), DType(rows_dtype), rows_stride, pointer<int32_t>(slots), samples, classes, label_scale,
                   stochastic, seed, pointer<int64_t>(updates)};
   const Batch batch{pointer<void>(logits), DType(dtype), size, stride, pointer<void>(index), index_is_int64};
   const Step step{ClassLoss(class_loss), {alpha, beta, grad_weight, label_rate}, update, pointer<void>(grad), normalizer,
@@ -28,10 +28,10 @@ int64_t step(uintptr_t rows, int rows_dtype, uintptr_t slots, int64_t samples, i
   return d2_step(batch, bank, step);
 }
 
-py::tuple predict_rows(uintptr_t rows, int rows_dtype, uintptr_t slots, int64_t samples, int64_t classes,
+py::tuple predict_rows(uintptr_t rows, int rows_dtype, int64_t rows_stride, uintptr_t slots, int64_t samples, int64_t classes,
                        uintptr_t logits, int dtype, int64_t size, int64_t stride, uintptr_t index, bool index_is_int64,
                        int threads) {
-  const Bank bank{pointer<void>(rows), DType(rows_dtype), pointer<int32_t>(slots), samples, classes, 0, false, 0, nullptr};
+  const Bank bank{pointer<void>(rows), DType(rows_dtype), rows_stride, pointer<int32_t>(slots), samples, classes, 0, false, 0, nullptr};
   const Batch batch{pointer<void>(logits), DType(dtype), size, stride, pointer<void>(index), index_is_int64};
   int64_t skipped = 0, first = -1, bad;
   {

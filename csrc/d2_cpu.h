@@ -1,34 +1,9 @@
-// The D2 step on a CPU: plain pointers and sizes, no PyTorch (DESIGN.md, section 4).
+// The D2 step on a CPU.
 #pragma once
 
-#include <stdint.h>
-
-#include "d2_math.h"
+#include "d2_step.h"
 
 namespace r2d2 {
-
-enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2 };
-
-constexpr int64_t element_size(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
-
-struct Bank {
-  void* rows;  // [U, classes], contiguous
-  DType dtype;
-  const int32_t* slots;  // [samples]: a row number, or −1−label
-  int64_t samples, classes;
-  float label_scale;
-  bool stochastic;
-  uint64_t seed;
-  int64_t* step;  // updates so far, the counter of stochastic rounding
-};
-
-struct Batch {
-  const void* logits;  // [size, classes], rows `stride` elements apart
-  DType dtype;
-  int64_t size, stride;
-  const void* index;  // [size], int64 or int32
-  bool index_is_int64;
-};
 
 struct Step {
   ClassLoss class_loss;
@@ -40,9 +15,6 @@ struct Step {
   double* statistics;  // [kStatistics] to add to, or null
   int threads;
 };
-
-// Sums over the sound unlabelled rows, and the number of rows that were not sound.
-enum Statistic { kRows, kClassLoss, kEntropy, kPredictionConfidence, kPseudoConfidence, kAgreement, kSkipped, kStatistics };
 
 // What a row hands to the ordered sums.
 struct RowResult {

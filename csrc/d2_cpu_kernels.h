@@ -50,7 +50,7 @@ inline void clamp_row(float* x, int64_t n, float largest) {
 }
 
 inline char* bank_row(const Bank& bank, int32_t slot) {
-  return static_cast<char*>(bank.rows) + slot * bank.classes * element_size(bank.dtype);
+  return static_cast<char*>(bank.rows) + slot * bank.stride * element_size(bank.dtype);
 }
 
 inline const char* logits_row(const Batch& batch, int64_t position) {
@@ -87,7 +87,7 @@ class StepKernel {
 
   void prefetch(int32_t slot) const {
     if (slot < 0) return;
-    const char *row = bank_row(bank_, slot), *end = bank_row(bank_, slot + 1);
+    const char *row = bank_row(bank_, slot), *end = row + n_ * element_size(bank_.dtype);
     for (; row < end; row += 64) __builtin_prefetch(row);
     __builtin_prefetch(end - 1);
   }

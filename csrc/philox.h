@@ -22,7 +22,11 @@ struct Philox {
   }
 
   // 16 bits for one of the eight elements that share a block.
-  R2D2_INLINE uint32_t bits(int piece) const { return (word[piece >> 1] >> (16 * (piece & 1))) & 0xFFFFu; }
+  R2D2_INLINE uint32_t bits(int piece) const {
+    // Not word[piece >> 1]: a GPU has no registers with a number known only at run time and would go through memory.
+    const uint32_t two = piece & 4 ? (piece & 2 ? word[3] : word[2]) : (piece & 2 ? word[1] : word[0]);
+    return (two >> (16 * (piece & 1))) & 0xFFFFu;
+  }
 };
 
 }  // namespace r2d2

@@ -14,6 +14,12 @@ from r2d2fast.rounding import saturate
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDINGS = ("nearest", "stochastic")
+_STICKY = {
+    1: "an index outside [0, M)",
+    2: "predictions that are not finite",
+}
+"""The bits of ``status[1]``."""
+_START_ANEW = "the rows concerned were left as they were. Mend the cause, then load_state_dict() or make the bank anew"
 
 
 class PseudoLabelBank:
@@ -29,8 +35,9 @@ class PseudoLabelBank:
         label_scale: K, the pseudo-logit of a labelled sample's class (reference implementation: 10).
         dtype: of the rows: float32, bfloat16 or float16.
         device: where rows and labels live; default the device of ``labels``.
-        storage: ``"device"``, or a path: a memory-mapped file for banks larger than memory (CPU only). The file is created,
-            its space reserved; an existing one of exactly its size is taken to be this bank's and opened with its contents.
+        storage: ``"device"``; ``"pinned"``, host memory that a GPU's kernels read and write directly, for banks larger than
+            the GPU; or a path: a memory-mapped file for banks larger than memory (CPU only). The file is created, its
+            space reserved; an existing one of exactly its size is taken to be this bank's and opened with its contents.
         rounding: of a 16-bit bank: ``"nearest"``, or ``"stochastic"`` so that steps below its resolution add up.
         seed: of stochastic rounding.
 
@@ -38,6 +45,7 @@ class PseudoLabelBank:
         pseudo_logits: ``[U, N]``, the rows, in the order of the unlabelled samples.
         slots: int32 ``[M]``, the row number of an unlabelled sample, −1−label of a labelled one.
         step: int64 ``[1]``, the number of updates so far.
+        status: int32 ``[2]``, for GPU kernels: blocks that have finished (0 between steps), and what went wrong (:meth:`check`).
 
     Raises:
         ValueError: labels out of range, or an argument outside the values above.
@@ -73,16 +81,14 @@ class PseudoLabelBank:
         slots = torch.where(unlabelled, unlabelled.cumsum(0) - 1, -1 - labels)
         self.slots = slots.to(device=device, dtype=torch.int32)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.status = torch.zeros(2, dtype=torch.int32, device=device)
+        self.storage = storage if storage in ("device", "pinned") else Path(storage)
         if storage == "device":
-            self.path = None
             self.pseudo_logits = torch.zeros(rows, num_classes, dtype=dtype, device=device)
         elif storage == "pinned":
-            raise ValueError(
-                "storage 'pinned' needs the CUDA backend, which this version does not have; use 'device' or a path"
-            )
+            self.pseudo_logits = pinned_rows(rows, num_classes, dtype, device)
         else:
-            self.path = Path(storage)
-            self.pseudo_logits = _map_file(self.path, rows, num_classes, dtype, device)
+            self.pseudo_logits = _map_file(Path(storage), rows, num_classes, dtype, device)
 
     def __len__(self) -> int:
         """M, the number of samples, labelled ones included."""
@@ -90,7 +96,7 @@ class PseudoLabelBank:
 
     def __repr__(self) -> str:
         rows, classes = self.pseudo_logits.shape
-        where = self.device if self.path is None else self.path
+        where = self.device if self.storage == "device" else self.storage
         return (
             f"PseudoLabelBank({len(self)} samples, {rows} unlabelled x {classes} classes, "
             f"{self.dtype}, {self.nbytes / 2**20:.1f} MiB on {where}, rounding={self.rounding!r})"
@@ -109,14 +115,15 @@ class PseudoLabelBank:
         """Bytes of the rows: U·N times the size of an element."""
         return self.pseudo_logits.nbytes
 
-    def predict_(self, index: Tensor, logits: Tensor) -> None:
+    def predict_(self, index: Tensor, logits: Tensor, backend: str = "auto") -> None:
         """(Re)prediction: set the rows of the unlabelled samples among ``index`` to ``logits`` (rounded to nearest).
 
         ``index`` int32 or int64 ``[B]``; ``logits`` ``[B, N]``, any float dtype. Labelled samples are skipped; of duplicates
         the last counts. Raises IndexError, with nothing written, for an index outside ``[0, M)``; ValueError where logits are
-        not finite: those samples keep the rows they had, all others are set.
+        not finite: those samples keep the rows they had, all others are set. The GPU kernels, for which the host does not
+        wait, skip both kinds of rows, and :meth:`check` raises.
         """
-        operators.predict_(self, index, logits.detach())
+        operators.predict_(self, index, logits.detach(), backend)
 
     def logits(self, index: Tensor) -> Tensor:
         """Pseudo-logits ỹ of the samples ``index`` ``[B]``: float32 ``[B, N]``, K·onehot(label) for labelled ones."""
@@ -139,7 +146,13 @@ class PseudoLabelBank:
         return labels
 
     def check(self) -> None:
-        """Raise BankError if a row is not finite (a damaged file, say), naming the first sample. Reads the whole bank."""
+        """Raise BankError if a GPU kernel met an index out of range or predictions that are not finite, at any time since the
+        bank was made or loaded, or if a row is not finite (a damaged file, say), naming the first sample. Waits for the device
+        and reads the whole bank."""
+        problems = int(self.status[1])
+        met = [message for bit, message in _STICKY.items() if problems & bit]
+        if met:
+            raise BankError(f"{self!r} met {' and '.join(met)} since it was made or loaded; {_START_ANEW}")
         bad = (~self.pseudo_logits.isfinite().all(1)).nonzero()
         if len(bad):
             sample = int((self.slots == bad[0, 0]).nonzero()[0, 0])
@@ -149,15 +162,14 @@ class PseudoLabelBank:
             )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "PseudoLabelBank":
-        """Move the bank in place to a device and dtype; returns itself. A memory-mapped bank stays on the CPU, in its dtype."""
+        """Move the bank in place to a device and dtype; returns itself. One in pinned memory or a file stays what it is."""
         _check_rounding(self.dtype if dtype is None else dtype, self.rounding)
         target = torch.device(self.device if device is None else device)
-        if self.path is not None and (target.type != "cpu" or dtype not in (None, self.dtype)):
-            raise BankError(
-                f"the bank lives in {self.path} as {self.dtype}; make one with storage='device' to move or cast it"
-            )
+        if self.storage != "device" and (target.type != self.device.type or dtype not in (None, self.dtype)):
+            where = "pinned memory" if self.storage == "pinned" else self.storage
+            raise BankError(f"the bank lives in {where} as {self.dtype}; make one with storage='device' to move or cast it")
         self.pseudo_logits = saturate(self.pseudo_logits, self.dtype if dtype is None else dtype).to(target)
-        self.slots, self.step = self.slots.to(target), self.step.to(target)
+        self.slots, self.step, self.status = (tensor.to(target) for tensor in (self.slots, self.step, self.status))
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,6 +199,7 @@ class PseudoLabelBank:
         _check_rounding(self.dtype, state["rounding"])
         self.pseudo_logits.copy_(saturate(state["pseudo_logits"], self.dtype))
         self.step.copy_(state["step"])
+        self.status.zero_()
         self.label_scale = state["label_scale"]
         self.rounding, self.seed = state["rounding"], state["seed"]
 
@@ -216,6 +229,30 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
 
 def _unknown(name: str, value: object, accepted: tuple[object, ...]) -> str:
     return f"{name} is {value!r}; accepted: {', '.join(map(str, accepted))}"
+
+
+class _DeviceView:
+    """Pinned host memory as a CUDA array: with unified addressing a GPU reaches it at the host's own address."""
+
+    def __init__(self, host: Tensor) -> None:
+        self.host = host  # keeps the memory while PyTorch holds this object
+        self.__cuda_array_interface__ = {
+            "shape": tuple(host.shape),
+            "typestr": f"<i{host.element_size()}",
+            "data": (host.data_ptr(), False),
+            "version": 2,
+        }
+
+
+def pinned_rows(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Rows ``[rows, classes]`` as a CUDA tensor whose memory is the host's. Each starts on a 128-byte line of its own, so that
+    no line crosses the bus for two rows."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        reason = f"got device {str(device)!r}" if torch.cuda.is_available() else "PyTorch finds none here"
+        raise ValueError(f"storage 'pinned' is for the kernels of a GPU, and {reason}; use 'device' or a path")
+    line = 128 // dtype.itemsize
+    host = torch.zeros(max(rows, 1), -(-classes // line) * line, dtype=dtype, pin_memory=True)
+    return torch.as_tensor(_DeviceView(host), device=device).view(dtype)[:rows, :classes]
 
 
 def _map_file(path: Path, rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -2,13 +2,14 @@
 
 import math
 import warnings
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from r2d2fast import operators
 from r2d2fast._backends import choose
-from r2d2fast._backends.common import STATISTICS, Step
+from r2d2fast._backends.common import CLASS_LOSSES, SCALARS, STATISTICS, Step
 from r2d2fast.bank import PseudoLabelBank
 
 
@@ -17,13 +18,13 @@ def d2_step(
     index: Tensor,
     bank: PseudoLabelBank,
     *,
-    alpha: float = 0.1,
-    beta: float = 0.03,
-    label_lr: float = 4000.0,
+    alpha: float | Tensor = 0.1,
+    beta: float | Tensor = 0.03,
+    label_lr: float | Tensor = 4000.0,
     class_loss: str = "kl_reverse",
     normalizer: float | None = None,
     update_normalizer: float | None = None,
-    grad_scale: float = 1.0,
+    grad_scale: float | Tensor = 1.0,
     update: bool = True,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -39,6 +40,8 @@ def d2_step(
         normalizer: D, what the summed loss is divided by; default B.
         update_normalizer: D_u, the same for the update; default D. With data parallelism: the global batch.
         grad_scale: multiplies the returned gradient, before it is rounded to the logits' dtype.
+            alpha, beta, label_lr and grad_scale may be float32 tensors of shape [] on the logits' device: a captured CUDA
+            graph then replays with the values they have by then, and ``torch.compile`` never recompiles for them.
         backend: ``"auto"`` or a name in :func:`r2d2fast.backends`.
 
     Returns:
@@ -46,29 +49,47 @@ def d2_step(
         with a non-finite logit makes the loss and its own gradient NaN and leaves its pseudo-logits alone.
 
     Raises:
-        IndexError: an index outside ``[0, M)``; nothing has been written.
+        IndexError: an index outside ``[0, M)``; nothing has been written. On a GPU, where the host does not wait for the
+            kernel, such a row is treated as one that is not finite, and ``bank.check()`` raises.
         TypeError, ValueError: shapes, dtypes or devices that do not fit.
         BackendError: the backend asked for is not available.
     """
     operators.check(logits, index, bank)
-    step = Step(alpha, beta, label_lr, class_loss, normalizer, update_normalizer, grad_scale, update)
+    step = Step(alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update)
     if torch.compiler.is_compiling():
         return operators.run_compiled(logits, index, bank, step, None, backend)
-    _check_scalars(step)
+    _check_scalars(step, bank)
     return operators.run(choose(backend, logits, bank.pseudo_logits), logits, index, bank, step, None)
 
 
-def _check_scalars(step: Step) -> None:
-    alpha, beta, label_lr, class_loss, normalizer, update_normalizer, grad_scale, _ = step
-    divisors = {"normalizer": normalizer, "update_normalizer": update_normalizer, "grad_scale": grad_scale}
+def _check_scalars(step: Step, bank: PseudoLabelBank) -> None:
+    numbers: Iterable[float | Tensor] = step[:4]
+    if Tensor in map(type, numbers):
+        numbers = _known_numbers(step, bank)
+    alpha, beta, label_lr, grad_scale = numbers
+    divisors = {"normalizer": step.normalizer, "update_normalizer": step.update_normalizer, "grad_scale": grad_scale}
     # One NaN here would overwrite every row of the batch in the bank.
     if not math.isfinite(alpha + beta + label_lr):
         raise ValueError(f"alpha is {alpha}, beta is {beta}, label_lr is {label_lr}; they must be finite")
     if not all(value is None or 0 < value < math.inf for value in divisors.values()):
         given = ", ".join(f"{name} is {value}" for name, value in divisors.items() if value is not None)
         raise ValueError(f"{given}; they must be positive and finite")
-    if class_loss not in operators.CLASS_LOSSES:
-        raise ValueError(f"class_loss is {class_loss!r}; accepted: {', '.join(operators.CLASS_LOSSES)}")
+    if step.class_loss not in CLASS_LOSSES:
+        raise ValueError(f"class_loss is {step.class_loss!r}; accepted: {', '.join(CLASS_LOSSES)}")
+
+
+def _known_numbers(step: Step, bank: PseudoLabelBank) -> Iterator[float]:
+    """The scalars as numbers, 1 for those on a GPU: reading them would make the host wait, so the kernel checks them."""
+    for name in SCALARS:
+        value = getattr(step, name)
+        if isinstance(value, Tensor) and (
+            value.dim() != 0 or value.dtype != torch.float32 or value.device != bank.device
+        ):
+            raise ValueError(
+                f"{name} is a {value.dtype} tensor of shape {list(value.shape)} on {value.device}; "
+                f"pass a number, or a float32 tensor of shape [] on {bank.device}"
+            )
+        yield 1.0 if isinstance(value, Tensor) and value.is_cuda else float(value)
 
 
 class FusedD2Loss(torch.nn.Module):
@@ -92,9 +113,9 @@ class FusedD2Loss(torch.nn.Module):
     def __init__(
         self,
         bank: PseudoLabelBank,
-        alpha: float = 0.1,
-        beta: float = 0.03,
-        label_lr: float = 4000.0,
+        alpha: float | Tensor = 0.1,
+        beta: float | Tensor = 0.03,
+        label_lr: float | Tensor = 4000.0,
         class_loss: str = "kl_reverse",
         normalizer: float | None = None,
         update_normalizer: float | None = None,
@@ -102,7 +123,7 @@ class FusedD2Loss(torch.nn.Module):
         statistics: bool = False,
     ) -> None:
         super().__init__()
-        _check_scalars(Step(alpha, beta, label_lr, class_loss, normalizer, update_normalizer, 1.0, False))
+        _check_scalars(Step(alpha, beta, label_lr, 1.0, class_loss, normalizer, update_normalizer, False), bank)
         if alpha <= beta:
             warnings.warn(
                 f"alpha={alpha} <= beta={beta}: by Theorem 1 of the paper, p̃ = exp(-L/alpha) p̂^(1 - beta/alpha), so that "
@@ -124,7 +145,7 @@ class FusedD2Loss(torch.nn.Module):
     def extra_repr(self) -> str:
         return f"{self.bank!r}, alpha={self.alpha}, beta={self.beta}, label_lr={self.label_lr}, class_loss={self.class_loss!r}"
 
-    def forward(self, logits: Tensor, index: Tensor, grad_scale: float = 1.0) -> Tensor:
+    def forward(self, logits: Tensor, index: Tensor, grad_scale: float | Tensor = 1.0) -> Tensor:
         """Mean loss of a batch (scalar float32) for ``logits`` ``[B, N]`` and sample numbers ``index`` ``[B]``.
 
         ``grad_scale``: with float16 logits, the scale of a ``GradScaler``, so that the gradient is rounded only after it;
@@ -135,21 +156,21 @@ class FusedD2Loss(torch.nn.Module):
             self.alpha,
             self.beta,
             self.label_lr,
+            grad_scale,
             self.class_loss,
             self.normalizer,
             self.update_normalizer,
-            grad_scale,
             self.training and torch.is_grad_enabled(),
         )
         if torch.compiler.is_compiling():
             loss, grad = operators.run_compiled(logits, index, self.bank, step, self._statistics, self.backend)
-            return torch.ops.r2d2fast.attach_gradient(logits, loss, grad, grad_scale)
+            return operators.attach_compiled(logits, loss, grad, grad_scale)
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 "FusedD2Loss writes to its bank and cannot run inside torch.func transforms (grad, vmap, jvp); "
                 "call loss.backward(), or r2d2fast.d2_step for the gradient in closed form"
             )
-        _check_scalars(step)
+        _check_scalars(step, self.bank)
         module = choose(self.backend, logits, self.bank.pseudo_logits)
         return _D2Loss.apply(logits, index, self.bank, step, self._statistics, module)
 
@@ -171,14 +192,17 @@ class _D2Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, index, bank, step, statistics, backend):  # type: ignore[no-untyped-def]
         loss, grad = operators.run(backend, logits, index, bank, step, statistics)
-        ctx.save_for_backward(grad)
+        in_tensor = isinstance(step.grad_scale, Tensor)
+        ctx.save_for_backward(grad, step.grad_scale if in_tensor else None)
+        ctx.grad_scale = None if in_tensor else step.grad_scale
         ctx.scale_gradient = backend.scale_gradient
-        ctx.grad_scale = step.grad_scale
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError("FusedD2Loss has no second derivative; use r2d2fast.reference.d2_loss for one")
-        (grad,) = ctx.saved_tensors
-        return ctx.scale_gradient(grad, grad_output, ctx.grad_scale), None, None, None, None, None
+        grad, scale = ctx.saved_tensors
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        grad = ctx.scale_gradient(grad, grad_output, ctx.grad_scale if scale is None else scale, keep)
+        return grad, None, None, None, None, None

@@ -5,16 +5,15 @@ Eager code calls :func:`run`. ``torch.compile``, by :func:`run_compiled`, reache
 has the derivative.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from r2d2fast._backends import choose
-from r2d2fast._backends.common import BankTensors, Step
+from r2d2fast._backends.common import SCALARS, BankTensors, Step
 from r2d2fast.reference import Bank
-
-CLASS_LOSSES = ("kl_reverse", "kl", "mse")
 
 
 def check(logits: Tensor, index: Tensor, bank: Bank) -> None:
@@ -63,19 +62,39 @@ def run_compiled(
         bank.pseudo_logits,
         bank.slots,
         bank.step,
+        bank.status,
         statistics,
         bank.label_scale,
         bank.rounding,
         bank.seed,
-        *step,
+        *(_number(getattr(step, name)) for name in SCALARS),
+        [_tensor(getattr(step, name)) for name in SCALARS],
+        step.class_loss,
+        step.normalizer,
+        step.update_normalizer,
+        step.update,
         backend,
     )
 
 
-def predict_(bank: Bank, index: Tensor, logits: Tensor) -> None:
+def attach_compiled(logits: Tensor, loss: Tensor, grad: Tensor, grad_scale: float | Tensor) -> Tensor:
+    """``loss`` with its derivative, while ``torch.compile`` traces."""
+    return torch.ops.r2d2fast.attach_gradient(logits, loss, grad, _number(grad_scale), _tensor(grad_scale))
+
+
+# An operator's schema has no type "number or tensor": each scalar goes in as both, one of them empty.
+def _number(scalar: float | Tensor) -> float:
+    return 1.0 if isinstance(scalar, Tensor) else scalar
+
+
+def _tensor(scalar: float | Tensor) -> Tensor | None:
+    return scalar if isinstance(scalar, Tensor) else None
+
+
+def predict_(bank: Bank, index: Tensor, logits: Tensor, backend: str) -> None:
     """Set rows to logits; see :meth:`r2d2fast.PseudoLabelBank.predict_`."""
     check(logits, index, bank)
-    skipped, first = choose("auto", logits, bank.pseudo_logits).predict(bank, index, logits)
+    skipped, first = choose(backend, logits, bank.pseudo_logits).predict(bank, index, logits)
     torch.autograd.graph.increment_version(bank.pseudo_logits)
     if skipped:
         raise ValueError(
@@ -84,13 +103,14 @@ def predict_(bank: Bank, index: Tensor, logits: Tensor) -> None:
         )
 
 
-@torch.library.custom_op("r2d2fast::d2_step", mutates_args=("pseudo_logits", "step", "statistics"))
+@torch.library.custom_op("r2d2fast::d2_step", mutates_args=("pseudo_logits", "step", "status", "statistics"))
 def d2_step_op(
     logits: Tensor,
     index: Tensor,
     pseudo_logits: Tensor,
     slots: Tensor,
     step: Tensor,
+    status: Tensor,
     statistics: Tensor | None,
     label_scale: float,
     rounding: str,
@@ -98,16 +118,19 @@ def d2_step_op(
     alpha: float,
     beta: float,
     label_lr: float,
+    grad_scale: float,
+    scalars: Sequence[Tensor | None],
     class_loss: str,
     normalizer: float | None,
     update_normalizer: float | None,
-    grad_scale: float,
     update: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    bank = BankTensors(pseudo_logits, slots, step, label_scale, rounding, seed)
-    scalars = Step(alpha, beta, label_lr, class_loss, normalizer, update_normalizer, grad_scale, update)
-    return choose(backend, logits, pseudo_logits).step(logits, index, bank, scalars, statistics)
+    bank = BankTensors(pseudo_logits, slots, step, status, label_scale, rounding, seed)
+    numbers = (alpha, beta, label_lr, grad_scale)
+    chosen = (number if tensor is None else tensor for number, tensor in zip(numbers, scalars, strict=True))
+    full_step = Step(*chosen, class_loss, normalizer, update_normalizer, update)
+    return choose(backend, logits, pseudo_logits).step(logits, index, bank, full_step, statistics)
 
 
 @d2_step_op.register_fake
@@ -117,24 +140,27 @@ def _(logits, index, pseudo_logits, *args):  # type: ignore[no-untyped-def]
 
 
 @torch.library.custom_op("r2d2fast::attach_gradient", mutates_args=())
-def attach_gradient(logits: Tensor, loss: Tensor, grad: Tensor, grad_scale: float) -> Tensor:
+def attach_gradient(
+    logits: Tensor, loss: Tensor, grad: Tensor, grad_scale: float, grad_scale_tensor: Tensor | None
+) -> Tensor:
     """``loss`` again, with ``grad / grad_scale`` as its derivative with respect to ``logits``."""
     return loss.clone()
 
 
 @attach_gradient.register_fake
-def _(logits, loss, grad, grad_scale):  # type: ignore[no-untyped-def]
+def _(logits, loss, *args):  # type: ignore[no-untyped-def]
     return torch.empty_like(loss)
 
 
 def _keep_gradient(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(inputs[2])
-    ctx.grad_scale = inputs[3]
+    _, _, grad, ctx.grad_scale, grad_scale_tensor = inputs
+    ctx.save_for_backward(grad, grad_scale_tensor)
 
 
 def _scaled_gradient(ctx, grad_output):  # type: ignore[no-untyped-def]
-    (grad,) = ctx.saved_tensors
-    return grad * (grad_output / ctx.grad_scale), None, None, None
+    grad, grad_scale_tensor = ctx.saved_tensors
+    scale = ctx.grad_scale if grad_scale_tensor is None else grad_scale_tensor
+    return grad * (grad_output / scale), None, None, None, None
 
 
 attach_gradient.register_autograd(_scaled_gradient, setup_context=_keep_gradient)

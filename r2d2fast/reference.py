@@ -18,6 +18,7 @@ class Bank(Protocol):
     pseudo_logits: Tensor  # [U, N]: one row ỹ an unlabelled sample
     slots: Tensor  # int32 [M]: a row number, or −1−label
     step: Tensor  # int64 [1]: updates so far, the counter of stochastic rounding
+    status: Tensor  # int32 [2]: for GPU kernels
     label_scale: float  # K
     rounding: str  # "nearest" or "stochastic"
     seed: int

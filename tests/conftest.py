@@ -7,7 +7,7 @@ import torch
 
 from r2d2fast._backends import native
 
-INSTRUCTION_SETS = native.module.instruction_sets() if native.module else []
+INSTRUCTION_SETS = native.cpu.module.instruction_sets() if native.cpu.module else []
 
 
 @pytest.fixture(params=["reference", *(f"cpu-{name}" for name in INSTRUCTION_SETS)])
@@ -15,10 +15,10 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend that runs here, the C++ one with each instruction set this processor has."""
     name, _, instruction_set = request.param.partition("-")
     if name == "cpu":
-        best = native.module.instruction_set()
-        assert native.module.use_instruction_set(instruction_set)
+        best = native.cpu.module.instruction_set()
+        assert native.cpu.module.use_instruction_set(instruction_set)
         yield name
-        native.module.use_instruction_set(best)
+        native.cpu.module.use_instruction_set(best)
     else:
         yield name
 

@@ -29,7 +29,7 @@ int main() {
               std::vector<double> statistics(kStatistics);
               float value;
               int64_t step = 5;
-              Bank bank{bank_rows.data(), DType(bank_dtype), slots.data(), samples, classes, 10, variant == 1 && bank_dtype,
+              Bank bank{bank_rows.data(), DType(bank_dtype), classes, slots.data(), samples, classes, 10, variant == 1 && bank_dtype,
                         7, &step};
               Batch batch{logits.data(), DType(logits_dtype), size, stride, index.data(), true};
               Step d2{ClassLoss(loss), {0.1f, 0.03f, 0.1f, 40.0f}, variant != 2, grad.data(), double(size), &value,
@@ -57,7 +57,7 @@ int main() {
         float value;
         int64_t step = 0;
         std::vector<double> statistics(kStatistics);
-        Bank bank{bank_rows.data(), DType(0), slots.data(), size, classes, 10, false, 0, &step};
+        Bank bank{bank_rows.data(), DType(0), classes, slots.data(), size, classes, 10, false, 0, &step};
         Batch batch{logits.data(), DType(0), size, classes, index.data(), false};
         Step d2{ClassLoss(loss), {0.1f, 0.03f, 0.1f, 40.0f}, true, grad.data(), double(size), &value, statistics.data(), 3};
         if (d2_step(batch, bank, d2) != -1 || statistics[kSkipped] != 1 || !isnan(value)) return 4;

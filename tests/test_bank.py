@@ -25,7 +25,7 @@ def test_holds_a_row_for_each_unlabelled_sample():
 def test_predict_sets_logits_probs_and_hard_labels(backend):
     bank = PseudoLabelBank(LABELS, num_classes=3)
     logits = torch.tensor([[0.0, 3, 1], [9, 9, 9], [5, 1, 0], [9, 9, 9], [0, 1, 2]])
-    bank.predict_(torch.arange(5), logits)
+    bank.predict_(torch.arange(5), logits, backend)
     expected = logits.clone()
     expected[1], expected[3] = torch.tensor([0.0, 0, 10]), torch.tensor([10.0, 0, 0])
     assert torch.equal(bank.logits(torch.arange(5)), expected)
@@ -84,7 +84,7 @@ def test_bad_labels_are_named(labels, message):
         ({"dtype": torch.float64}, "dtype is torch.float64; accepted: torch.float32, torch.bfloat16, torch.float16"),
         ({"rounding": "up"}, "rounding is 'up'; accepted: nearest, stochastic"),
         ({"rounding": "stochastic"}, "16-bit banks"),
-        ({"storage": "pinned"}, "CUDA"),
+        ({"storage": "pinned"}, "storage 'pinned' is for the kernels of a GPU, and .*; use 'device' or a path"),
         ({"label_scale": -3.0}, "label_scale is -3.0; it must be positive and finite"),
         ({"label_scale": float("nan")}, "label_scale is nan"),
         ({"seed": -1}, "seed is -1; it must be 0"),

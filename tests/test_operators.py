@@ -10,10 +10,11 @@ from tests.cases import DTYPES, make_bank
 
 def operator_arguments(bank, logits, index, *, statistics=True, update=True):
     sums = torch.zeros(len(STATISTICS), dtype=torch.float64) if statistics else None
-    scalars = (0.1, 0.03, 50.0, "kl_reverse", float(len(index)), float(len(index)), 1.0, update)
+    scalars = (0.1, 0.03, 50.0, 1.0, [None, None, torch.tensor(50.0), None])
+    settings = ("kl_reverse", float(len(index)), float(len(index)), update)
     return (
-        logits, index, bank.pseudo_logits, bank.slots, bank.step, sums,
-        bank.label_scale, bank.rounding, bank.seed, *scalars, "auto",
+        logits, index, bank.pseudo_logits, bank.slots, bank.step, bank.status, sums,
+        bank.label_scale, bank.rounding, bank.seed, *scalars, *settings, "auto",
     )  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def test_opcheck_of_the_step_without_statistics():
 def test_opcheck_of_the_derivative():
     logits = torch.randn(5, 20, requires_grad=True)
     torch.library.opcheck(
-        torch.ops.r2d2fast.attach_gradient.default, (logits, torch.tensor(1.5), torch.randn(5, 20), 2.0)
+        torch.ops.r2d2fast.attach_gradient.default, (logits, torch.tensor(1.5), torch.randn(5, 20), 1.0, torch.tensor(2.0))
     )
 
 

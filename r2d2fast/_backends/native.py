@@ -1,22 +1,28 @@
-"""The one loader of the native module ``r2d2fast._C``; "not built" and "built, but broken" are different messages."""
+"""The one loader of native code; "not built" and "built, but broken" are different messages."""
 
 import importlib
 import importlib.util
 from types import ModuleType
+from typing import NamedTuple
 
 # PyTorch first: its libgomp then serves the extension too, which so shares PyTorch's pool of threads.
 import torch  # noqa: F401
 
-_REBUILD = "run `pip install -e .` again in the r2d2fast checkout, with a C++17 compiler installed"
+
+class Library(NamedTuple):
+    module: ModuleType | None
+    problem: str | None
 
 
-def _load() -> tuple[ModuleType | None, str | None]:
-    if importlib.util.find_spec("r2d2fast._C") is None:
-        return None, f"the C++ kernels were not built; {_REBUILD}"
+def _load(name: str, what: str, needs: str) -> Library:
+    rebuild = f"run `pip install -e .` again in the r2d2fast checkout, with {needs}"
+    if importlib.util.find_spec(f"r2d2fast.{name}") is None:
+        return Library(None, f"{what} were not built; {rebuild}")
     try:
-        return importlib.import_module("r2d2fast._C"), None
+        return Library(importlib.import_module(f"r2d2fast.{name}"), None)
     except ImportError as error:
-        return None, f"the C++ kernels were built, but do not load ({error}); {_REBUILD}"
+        return Library(None, f"{what} were built, but do not load ({error}); {rebuild}")
 
 
-module, problem = _load()
+cpu = _load("_C", "the C++ kernels", "a C++17 compiler installed")
+cuda = _load("_cuda", "the CUDA kernels", "nvcc of CUDA 12.4 or later on PATH (R2D2FAST_CUDA=1 makes its absence an error)")

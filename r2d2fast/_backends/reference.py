@@ -4,8 +4,16 @@ import torch
 from torch import Tensor
 
 from r2d2fast import reference
-from r2d2fast._backends.common import STATISTICS, Step
+from r2d2fast._backends.common import STATISTICS, BackendStatus, Step
 from r2d2fast.reference import Bank
+
+
+def status() -> BackendStatus:
+    return BackendStatus(True, "PyTorch in float64 on any device and dtype; slow, the definition")
+
+
+def why_not(logits: Tensor, rows: Tensor) -> str | None:
+    return None
 
 
 @torch.no_grad()
@@ -56,5 +64,5 @@ def predict(bank: Bank, index: Tensor, logits: Tensor) -> tuple[int, int]:
     return len(skipped), int(skipped[0, 0]) if len(skipped) else -1
 
 
-def scale_gradient(grad: Tensor, grad_output: Tensor, grad_scale: float) -> Tensor:
+def scale_gradient(grad: Tensor, grad_output: Tensor, grad_scale: float | Tensor, keep: bool) -> Tensor:
     return grad * (grad_output / grad_scale)

@@ -1,0 +1,71 @@
+// The Python module r2d2fast._cuda: addresses, sizes and a stream in; a failed launch comes out as an exception.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "d2_cuda.h"
+
+namespace py = pybind11;
+using namespace r2d2;
+
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+using PyScalar = std::pair<float, uintptr_t>;  // the number, or the address of one on the device
+
+Scalar scalar(const PyScalar& given) { return {given.first, pointer<float>(given.second)}; }
+
+void check(int error, const char* what) {
+  if (error)
+    throw std::runtime_error(std::string("the ") + what + " kernel could not be launched: " + cuda_error_name(error) + " (" +
+                             cuda_error_text(error) + ")");
+}
+
+// A pybind11 class only to be named once: rows, dtype, stride, slots, samples, classes, label_scale, stochastic, seed, step, status.
+struct PyBank {
+  Bank bank;
+  int32_t* status;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, module) {
+  module.doc() = "CUDA kernels of r2d2fast; use r2d2fast.FusedD2Loss and r2d2fast.d2_step.";
+
+  py::class_<PyBank>(module, "Bank")
+      .def(py::init([](uintptr_t rows, int dtype, int64_t stride, uintptr_t slots, int64_t samples, int64_t classes,
+                       float label_scale, bool stochastic, uint64_t seed, uintptr_t step, uintptr_t status) {
+        return PyBank{{pointer<void>(rows), DType(dtype), stride, pointer<int32_t>(slots), samples, classes, label_scale,
+                       stochastic, seed, pointer<int64_t>(step)},
+                      pointer<int32_t>(status)};
+      }));
+
+  py::class_<Batch>(module, "Batch")
+      .def(py::init([](uintptr_t logits, int dtype, int64_t size, int64_t stride, uintptr_t index, bool index_is_int64) {
+        return Batch{pointer<void>(logits), DType(dtype), size, stride, pointer<void>(index), index_is_int64};
+      }));
+
+  module.def("step", [](const PyBank& bank, const Batch& batch, int class_loss, PyScalar alpha, PyScalar beta, PyScalar label_lr,
+                        PyScalar grad_scale, float normalizer, float update_normalizer, bool update, uintptr_t grad,
+                        uintptr_t loss, uintptr_t statistics, uintptr_t results, int device, uintptr_t stream) {
+    const CudaStep step{ClassLoss(class_loss), scalar(alpha), scalar(beta), scalar(label_lr), scalar(grad_scale), normalizer,
+                        update_normalizer, update, pointer<void>(grad), pointer<float>(loss), pointer<double>(statistics),
+                        pointer<float>(results), bank.status};
+    check(d2_step_cuda(batch, bank.bank, step, {device, pointer<void>(stream)}), "D2 step");
+  });
+  module.def("predict", [](const PyBank& bank, const Batch& batch, int device, uintptr_t stream) {
+    check(predict_cuda(batch, bank.bank, bank.status, {device, pointer<void>(stream)}), "prediction");
+  });
+  module.def("scale", [](uintptr_t out, uintptr_t in, int64_t size, int dtype, uintptr_t grad_output, PyScalar grad_scale,
+                         int device, uintptr_t stream) {
+    check(scale_cuda(pointer<void>(out), pointer<void>(in), size, DType(dtype), pointer<float>(grad_output), scalar(grad_scale),
+                     {device, pointer<void>(stream)}),
+          "gradient");
+  });
+  module.attr("results") = int(kResults);
+  module.attr("architectures") = R2D2_CUDA_ARCHS;
+}

@@ -1,0 +1,154 @@
+// Which kernel a row length takes, and the launches.
+#include "d2_cuda.h"
+
+#include "d2_cuda_step.h"
+
+namespace r2d2 {
+namespace {
+
+// ------------------------------------------------------------------------------------------- the small kernels
+
+struct PredictArguments {
+  Batch batch;
+  Bank bank;
+  int32_t* status;
+};
+
+// A warp a row, which it reads twice: nothing is written before all of it is known to be finite.
+__global__ void __launch_bounds__(128) predict_kernel(const __grid_constant__ PredictArguments a) {
+  using TeamType = Team<32>;
+  TeamType team;
+  const int64_t i = int64_t(blockIdx.x) * TeamType::kRows + threadIdx.x / 32;
+  const bool inside = i < a.batch.size;
+  const int64_t number = inside ? sample_at(a.batch, i) : -1;
+  const int32_t slot = slot_of(a.bank, number);
+  const Occurrences occurrences = find_occurrences<TeamType>(a.batch, int(i), slot >= 0 ? number : -1);
+  if (inside && slot == kOutside && team.rank == 0) atomicOr(a.status + 1, kIndexOutOfRange);
+  if (slot < 0 || occurrences.last != i) return;
+  const RowAt logits = logits_row(a.batch, a.bank, i), row = bank_row(a.bank, slot);
+  auto slice = share_out<32, 8>(team.rank, INT_MAX, logits, row, nullptr);
+  // Vectors are those of the logits' dtype; a bank of another width goes element by element.
+  if (element_size(logits.dtype) != element_size(row.dtype)) slice = {Access::scalar, 0, team.rank, 0};
+  const int end = row.width + slice.head;
+  float x[8], count = 0;
+  for (slice.begin = 0; slice.begin < end; slice.begin += slice.kSpan) {
+    load(logits, slice, x);
+    for (const float value : x) count += finite(value) ? 1.0f : 0.0f;
+  }
+  if (team.reduce(count, Add()) != float(logits.classes)) {
+    if (team.rank == 0) atomicOr(a.status + 1, kPredictionNotFinite);
+    return;
+  }
+  for (slice.begin = 0; slice.begin < end; slice.begin += slice.kSpan) {
+    load(logits, slice, x);
+    if (a.bank.dtype != DType::float32) clamp(x, a.bank.dtype == DType::float16 ? 65504.0f : 0x1.FEp127f);
+    store(row, slice, x);
+  }
+}
+
+struct ScaleArguments {
+  void* out;
+  const void* in;
+  int64_t size;
+  DType dtype;
+  const float* grad_output;
+  Scalar grad_scale;
+};
+
+constexpr int kScaleSpan = 32 * 8;
+
+__global__ void __launch_bounds__(128) scale_kernel(const __grid_constant__ ScaleArguments a) {
+  const float factor = *a.grad_output / value_of(a.grad_scale);
+  if (factor == 1 && a.out == a.in) return;
+  const int64_t size = element_size(a.dtype), first = (int64_t(blockIdx.x) * 4 + threadIdx.x / 32) * kScaleSpan;
+  if (first >= a.size) return;
+  const int count = int(a.size - first < kScaleSpan ? a.size - first : kScaleSpan);
+  const RowAt in{const_cast<char*>(static_cast<const char*>(a.in)) + first * size, a.dtype, count, count};
+  const RowAt out{static_cast<char*>(a.out) + first * size, a.dtype, count, count};
+  const auto slice = share_out<32, 8>(threadIdx.x % 32, kScaleSpan, in, out, nullptr);
+  float x[8];
+  load(in, slice, x);
+  for (float& value : x) value *= factor;
+  store(out, slice, x);
+}
+
+// ------------------------------------------------------------------------------------------- launches
+
+// Makes a device current while it lives: a stream can be launched on only then.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    error_ = cudaGetDevice(&before_);
+    if (error_ == cudaSuccess && before_ != device) {
+      error_ = cudaSetDevice(device);
+      changed_ = error_ == cudaSuccess;
+    }
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  cudaError_t error() const { return error_; }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+  cudaError_t error_;
+};
+
+template <class Arguments>
+int launch(void (*kernel)(Arguments), int64_t blocks, int threads, const CudaTarget& target, const Arguments& arguments) {
+  const DeviceGuard guard(target.device);
+  if (guard.error() != cudaSuccess) return guard.error();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(unsigned(threads));
+  config.stream = static_cast<cudaStream_t>(target.stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments);
+  cudaGetLastError();  // what is returned here is not to be found again by PyTorch's next check
+  return error;
+}
+
+template <int kThreads, int kElements, bool kLong = false>
+int launch_step(const StepArguments& arguments, const CudaTarget& target) {
+  using TeamType = Team<kThreads>;
+  // An empty batch has a block, too: the loss is 0 and the step counts.
+  const int64_t blocks = arguments.batch.size ? (arguments.batch.size + TeamType::kRows - 1) / TeamType::kRows : 1;
+  return launch(step_kernel<kThreads, kElements, kLong>, blocks, TeamType::kBlock, target, arguments);
+}
+
+}  // namespace
+
+// Up to 16 384 classes a row stays in registers; above, it is read twice (three times for mse).
+int d2_step_cuda(const Batch& batch, const Bank& bank, const CudaStep& step, const CudaTarget& target) {
+  const StepArguments arguments{batch, bank, step};
+  const int64_t width = bank.stride;
+  if (width <= 16) return launch_step<2, 8>(arguments, target);
+  if (width <= 32) return launch_step<4, 8>(arguments, target);
+  if (width <= 64) return launch_step<8, 8>(arguments, target);
+  if (width <= 128) return launch_step<16, 8>(arguments, target);
+  if (width <= 256) return launch_step<32, 8>(arguments, target);
+  if (width <= 512) return launch_step<32, 16>(arguments, target);
+  if (width <= 1024) return launch_step<32, 32>(arguments, target);
+  if (width <= 2048) return launch_step<128, 16>(arguments, target);
+  if (width <= 4096) return launch_step<256, 16>(arguments, target);
+  if (width <= 8192) return launch_step<512, 16>(arguments, target);
+  if (width <= 16384) return launch_step<512, 32>(arguments, target);
+  return launch_step<512, 16, true>(arguments, target);
+}
+
+int predict_cuda(const Batch& batch, const Bank& bank, int32_t* status, const CudaTarget& target) {
+  if (batch.size == 0) return cudaSuccess;
+  return launch(predict_kernel, (batch.size + 3) / 4, 128, target, PredictArguments{batch, bank, status});
+}
+
+int scale_cuda(void* out, const void* in, int64_t size, DType dtype, const float* grad_output, Scalar grad_scale,
+               const CudaTarget& target) {
+  if (size == 0) return cudaSuccess;
+  const int64_t blocks = (size + 4 * kScaleSpan - 1) / (4 * kScaleSpan);
+  return launch(scale_kernel, blocks, 128, target, ScaleArguments{out, in, size, dtype, grad_output, grad_scale});
+}
+
+const char* cuda_error_name(int error) { return cudaGetErrorName(cudaError_t(error)); }
+const char* cuda_error_text(int error) { return cudaGetErrorString(cudaError_t(error)); }
+
+}  // namespace r2d2

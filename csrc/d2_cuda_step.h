@@ -1,0 +1,297 @@
+// The kernels of the D2 step: a team a row, the row in registers from its one read to its one write.
+#pragma once
+
+#include <float.h>
+#include <limits.h>
+
+#include "d2_cuda_batch.h"
+#include "d2_cuda_slice.h"
+
+namespace r2d2 {
+
+struct StepArguments {
+  Batch batch;
+  Bank bank;
+  CudaStep step;
+};
+
+__device__ __forceinline__ float value_of(const Scalar& scalar) { return scalar.tensor ? *scalar.tensor : scalar.value; }
+
+__device__ __forceinline__ bool finite(float x) { return fabsf(x) <= FLT_MAX; }
+
+__device__ inline Weights weights_of(const CudaStep& step) {
+  return {value_of(step.alpha), value_of(step.beta), value_of(step.grad_scale) / step.normalizer,
+          value_of(step.label_lr) / step.update_normalizer};
+}
+
+// ------------------------------------------------------------------------------------------- arithmetic on registers
+
+// The distance to the largest element, at most 1e33: it stays finite, as do the sums of 262 144 of them. Padding is −∞.
+__device__ __forceinline__ float below(float x, float largest) { return fmaxf(x - largest, -1e33f); }
+
+// The maximum is taken off before the multiplication: folding it in as x·log2(e) − m·log2(e) would save an instruction
+// and cost m·2^-24 of relative error, 6e-4 for logits near 1e4.
+__device__ __forceinline__ float exponential(float u) { return exp2f(u * 1.44269504f); }
+
+enum Sum { kP, kQ, kPU, kD, kFinite, kBoth, kSums };
+
+// Adds a thread's elements: the four of Sums, how many are finite, how many classes attain both maxima.
+template <ClassLoss L, int kElements>
+__device__ __forceinline__ void add_up(const float (&x)[kElements], const float (&y)[kElements], float max_x, float max_y,
+                                       float (&total)[kSums]) {
+  Sums<float> sums{total[kP], total[kQ], total[kPU], total[kD]};
+#pragma unroll
+  for (int k = 0; k < kElements; ++k) {
+    const float u = below(x[k], max_x), v = below(y[k], max_y);
+    accumulate<L>(sums, u, v, exponential(u), exponential(v));
+    total[kFinite] += finite(x[k]) && finite(y[k]) ? 1.0f : 0.0f;
+    total[kBoth] += u + v == 0 ? 1.0f : 0.0f;
+  }
+  total[kP] = sums.p, total[kQ] = sums.q, total[kPU] = sums.pu, total[kD] = sums.d;
+}
+
+template <int kElements>
+__device__ __forceinline__ void add_deviations(const float (&x)[kElements], const float (&y)[kElements], float max_x, float max_y,
+                                               float inv_zp, float inv_zq, float (&total)[3]) {
+  Deviations<float> sums{total[0], total[1], total[2]};
+#pragma unroll
+  for (int k = 0; k < kElements; ++k)
+    accumulate(sums, exponential(below(x[k], max_x)) * inv_zp, exponential(below(y[k], max_y)) * inv_zq);
+  total[0] = sums.squared, total[1] = sums.weighted_p, total[2] = sums.weighted_q;
+}
+
+// x ← gradient, and where the row moves y ← moved pseudo-logits.
+template <ClassLoss L, int kElements>
+__device__ __forceinline__ void derive(const Row<float>& row, float max_x, float max_y, bool moves, float (&x)[kElements],
+                                       float (&y)[kElements]) {
+#pragma unroll
+  for (int k = 0; k < kElements; ++k) {
+    const float u = below(x[k], max_x), v = below(y[k], max_y), eu = exponential(u), ev = exponential(v);
+    x[k] = gradient<L>(row, u, v, eu, ev);
+    if (moves) y[k] -= descent<L>(row, u, v, eu, ev);
+  }
+}
+
+template <int kElements>
+__device__ __forceinline__ float largest_of(const float (&x)[kElements], float so_far) {
+#pragma unroll
+  for (int k = 0; k < kElements; ++k) so_far = fmaxf(so_far, x[k]);
+  return so_far;
+}
+
+// ------------------------------------------------------------------------------------------- one sample, all occurrences
+
+// What a team works on.
+template <int kThreads>
+struct Sample {
+  Team<kThreads>& team;
+  int64_t number;
+  int32_t slot;
+  Occurrences occurrences;
+  bool usable;  // no scalar of the step is NaN or infinite: the row may be written
+  Weights weights;
+};
+
+__device__ inline RowAt logits_row(const Batch& batch, const Bank& bank, int64_t i) {
+  char* data = const_cast<char*>(static_cast<const char*>(batch.logits)) + i * batch.stride * element_size(batch.dtype);
+  return {data, batch.dtype, int(bank.classes), int(bank.classes)};
+}
+
+__device__ inline RowAt grad_row(const StepArguments& a, int64_t i) {
+  char* data = static_cast<char*>(a.step.grad) + i * a.bank.classes * element_size(a.batch.dtype);
+  return {data, a.batch.dtype, int(a.bank.classes), int(a.bank.classes)};
+}
+
+// The padding of a strided bank is the bank's own: with it, whole lines are written (pinned memory, over a bus).
+__device__ inline RowAt bank_row(const Bank& bank, int32_t slot) {
+  char* data = static_cast<char*>(bank.rows) + slot * bank.stride * element_size(bank.dtype);
+  return {data, bank.dtype, int(bank.classes), int(bank.stride)};
+}
+
+template <int kThreads, int kElements>
+__device__ Slice<kThreads, kElements> choose_access(const StepArguments& a, const Sample<kThreads>& sample, int64_t i,
+                                                    int capacity) {
+  // Occurrences of a sample may be misaligned each in its own way, while their pseudo-logits stay in the same registers.
+  if (sample.occurrences.first != sample.occurrences.last) return {Access::scalar, 0, sample.team.rank, 0};
+  const RowAt logits = logits_row(a.batch, a.bank, i), grad = grad_row(a, i);
+  if (sample.slot < 0) return share_out<kThreads, kElements>(sample.team.rank, capacity, logits, grad, nullptr);
+  const RowAt pseudo = bank_row(a.bank, sample.slot);
+  return share_out<kThreads, kElements>(sample.team.rank, capacity, logits, grad, &pseudo);
+}
+
+// ỹ of a row of the bank, or K·onehot(label) less K, so that the largest is 0 (rule 3).
+template <int kThreads, int kElements>
+__device__ __forceinline__ void load_pseudo(const Bank& bank, int32_t slot, const Slice<kThreads, kElements>& slice,
+                                            float (&y)[kElements]) {
+  if (slot >= 0) return load(bank_row(bank, slot), slice, y);
+  for_each(slice, [&](int k, int at) {
+    y[k] = at < 0 || at >= bank.classes ? -INFINITY : at == -1 - slot ? 0.0f : -bank.label_scale;
+  });
+}
+
+__device__ inline RowResult result_of(const Row<float>& row, const Weights& weights, int32_t slot, bool agrees) {
+  const float loss = weights.alpha * row.class_loss + weights.beta * row.entropy;
+  const Kind kind = slot < 0 ? kLabelled : agrees ? kCountedAndAgrees : kCounted;
+  return {loss, row.class_loss, row.entropy, row.prediction_confidence, row.pseudo_confidence, float(kind)};
+}
+
+template <ClassLoss L>
+__device__ __forceinline__ Row<float> finish_row(const float (&total)[kSums], const float (&deviations)[3], const Weights& weights) {
+  const Sums<float> sums{total[kP], total[kQ], total[kPU], total[kD]};
+  return finish<L>(sums, Deviations<float>{deviations[0], deviations[1], deviations[2]}, logf(sums.p), logf(sums.p / sums.q),
+                   weights);
+}
+
+// A row that is not sound: its gradient and what it reports are NaN, its pseudo-logits stay.
+template <int kThreads>
+__device__ void spoil(const StepArguments& a, const Team<kThreads>& team, int64_t i) {
+  const RowAt grad = grad_row(a, i);
+  for (int at = team.rank; at < grad.classes; at += kThreads) {
+    if (grad.dtype == DType::float32)
+      reinterpret_cast<float*>(grad.data)[at] = NAN;
+    else
+      reinterpret_cast<uint16_t*>(grad.data)[at] = 0x7FFF;  // NaN in both 16-bit dtypes
+  }
+  if (team.rank == 0) report(a.step, a.batch.size, i, {NAN, NAN, NAN, NAN, NAN, float(kBad)});
+}
+
+// A row that fits into the registers of its team.
+template <ClassLoss L, int kThreads, int kElements>
+__device__ __forceinline__ void step_rows(const StepArguments& a, const Sample<kThreads>& sample) {
+  Team<kThreads>& team = sample.team;
+  const int last = sample.occurrences.last;
+  const auto slice = choose_access<kThreads, kElements>(a, sample, last, kThreads * kElements);
+  float x[kElements], y[kElements];
+  load(logits_row(a.batch, a.bank, sample.occurrences.first), slice, x);
+  load_pseudo(a.bank, sample.slot, slice, y);
+  for (int i = sample.occurrences.first;;) {
+    float largest[2] = {largest_of(x, -INFINITY), largest_of(y, -INFINITY)};
+    team.reduce(largest, Max());
+    float total[kSums] = {}, deviations[3] = {};
+    add_up<L>(x, y, largest[0], largest[1], total);
+    team.reduce(total, Add());
+    if (L == ClassLoss::mse) {
+      add_deviations(x, y, largest[0], largest[1], 1 / total[kP], 1 / total[kQ], deviations);
+      team.reduce(deviations, Add());
+    }
+    if (total[kFinite] == float(a.bank.classes) && sample.usable) {
+      const Row<float> row = finish_row<L>(total, deviations, sample.weights);
+      const bool moves = i == last && a.step.update && sample.slot >= 0;
+      derive<L>(row, largest[0], largest[1], moves, x, y);
+      store(grad_row(a, i), slice, x);
+      if (moves) {
+        round_to_bank(a.bank, uint64_t(sample.slot) * a.bank.classes, slice, y);
+        store(bank_row(a.bank, sample.slot), slice, y);
+      }
+      if (team.rank == 0) report(a.step, a.batch.size, i, result_of(row, sample.weights, sample.slot, total[kBoth] > 0));
+    } else {
+      spoil(a, team, i);
+    }
+    if (i == last) return;
+    i = next_occurrence(team, a.batch, sample.number, i, last);
+    load(logits_row(a.batch, a.bank, i), slice, x);
+  }
+}
+
+// The sums as they would be had the maxima been the new ones.
+template <ClassLoss L>
+__device__ __forceinline__ void rebase(float (&total)[kSums], float old_x, float old_y, float new_x, float new_y) {
+  if (total[kP] == 0 && total[kQ] == 0) return;  // nothing yet: the old maxima are −∞
+  const float dx = below(old_x, new_x), dy = below(old_y, new_y), sx = exponential(dx), sy = exponential(dy);
+  total[kD] = L == ClassLoss::kl ? sy * (total[kD] + (dx - dy) * total[kQ]) : sx * (total[kD] + (dx - dy) * total[kP]);
+  total[kPU] = sx * (total[kPU] + dx * total[kP]);
+  total[kP] *= sx, total[kQ] *= sy;
+  if (dx < 0 || dy < 0) total[kBoth] = 0;
+}
+
+// A row of any length, in pieces: maxima and sums in one read, gradient and update in a second; mse takes one more between.
+template <ClassLoss L, int kThreads, int kElements>
+__device__ __forceinline__ void step_long_rows(const StepArguments& a, const Sample<kThreads>& sample) {
+  Team<kThreads>& team = sample.team;
+  const int last = sample.occurrences.last;
+  auto slice = choose_access<kThreads, kElements>(a, sample, last, INT_MAX);
+  const int end = int(a.bank.stride) + slice.head;
+  float x[kElements], y[kElements];
+  for (int i = sample.occurrences.first;;) {
+    const RowAt logits = logits_row(a.batch, a.bank, i);
+    float largest[2] = {-INFINITY, -INFINITY}, total[kSums] = {}, deviations[3] = {};
+    for (slice.begin = 0; slice.begin < end; slice.begin += slice.kSpan) {
+      load(logits, slice, x);
+      load_pseudo(a.bank, sample.slot, slice, y);
+      const float max_x = largest_of(x, largest[0]), max_y = largest_of(y, largest[1]);
+      rebase<L>(total, largest[0], largest[1], max_x, max_y);
+      add_up<L>(x, y, max_x, max_y, total);
+      largest[0] = max_x, largest[1] = max_y;
+    }
+    const float own[2] = {largest[0], largest[1]};
+    team.reduce(largest, Max());
+    rebase<L>(total, own[0], own[1], largest[0], largest[1]);
+    team.reduce(total, Add());
+    if (L == ClassLoss::mse) {
+      for (slice.begin = 0; slice.begin < end; slice.begin += slice.kSpan) {
+        load(logits, slice, x);
+        load_pseudo(a.bank, sample.slot, slice, y);
+        add_deviations(x, y, largest[0], largest[1], 1 / total[kP], 1 / total[kQ], deviations);
+      }
+      team.reduce(deviations, Add());
+    }
+    if (total[kFinite] == float(a.bank.classes) && sample.usable) {
+      const Row<float> row = finish_row<L>(total, deviations, sample.weights);
+      const bool moves = i == last && a.step.update && sample.slot >= 0;
+      for (slice.begin = 0; slice.begin < end; slice.begin += slice.kSpan) {
+        load(logits, slice, x);
+        load_pseudo(a.bank, sample.slot, slice, y);
+        derive<L>(row, largest[0], largest[1], moves, x, y);
+        store(grad_row(a, i), slice, x);
+        if (!moves) continue;
+        round_to_bank(a.bank, uint64_t(sample.slot) * a.bank.classes, slice, y);
+        store(bank_row(a.bank, sample.slot), slice, y);
+      }
+      if (team.rank == 0) report(a.step, a.batch.size, i, result_of(row, sample.weights, sample.slot, total[kBoth] > 0));
+    } else {
+      spoil(a, team, i);
+    }
+    if (i == last) return;
+    i = next_occurrence(team, a.batch, sample.number, i, last);
+  }
+}
+
+template <ClassLoss L, int kThreads, int kElements, bool kLong>
+__device__ __forceinline__ void step_sample(const StepArguments& a, const Sample<kThreads>& sample) {
+  if constexpr (kLong)
+    step_long_rows<L, kThreads, kElements>(a, sample);
+  else
+    step_rows<L, kThreads, kElements>(a, sample);
+}
+
+// Registers: two rows of kElements, and as many again for what is loaded and computed. The bound keeps 128 of them, and so 16
+// warps an SM with up to 8 KiB in flight each.
+template <int kThreads, int kElements, bool kLong>
+__global__ void __launch_bounds__(Team<kThreads>::kBlock, 512 / Team<kThreads>::kBlock)
+    step_kernel(const __grid_constant__ StepArguments a) {
+  using TeamType = Team<kThreads>;
+  TeamType team;
+  const int64_t i = int64_t(blockIdx.x) * TeamType::kRows + threadIdx.x / kThreads;
+  const bool inside = i < a.batch.size;
+  const int64_t number = inside ? sample_at(a.batch, i) : -1;
+  const int32_t slot = slot_of(a.bank, number);
+  Occurrences occurrences{int(i), int(i)};
+  if (a.step.update) occurrences = find_occurrences<TeamType>(a.batch, int(i), slot >= 0 ? number : -1);
+  if (inside && slot == kOutside) {
+    if (team.rank == 0) atomicOr(a.step.status + 1, kIndexOutOfRange);
+    spoil(a, team, i);
+  } else if (inside && occurrences.last == i) {
+    const Weights w = weights_of(a.step);
+    const bool usable = finite(w.alpha) && finite(w.beta) && finite(w.grad_weight) && finite(w.label_rate);
+    const Sample<kThreads> sample{team, number, slot, occurrences, usable, w};
+    if (a.step.class_loss == ClassLoss::kl_reverse)
+      step_sample<ClassLoss::kl_reverse, kThreads, kElements, kLong>(a, sample);
+    else if (a.step.class_loss == ClassLoss::kl)
+      step_sample<ClassLoss::kl, kThreads, kElements, kLong>(a, sample);
+    else
+      step_sample<ClassLoss::mse, kThreads, kElements, kLong>(a, sample);
+  }
+  sum_up<TeamType::kBlock>(a.batch, a.bank, a.step);
+}
+
+}  // namespace r2d2
