@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--json",
         nargs="?",
         const="-",
+        type=_file,
         metavar="FILE",
         help="write every finding to FILE as well; without FILE: to stdout, alone",
     )
@@ -100,6 +101,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--backend", nargs="+", choices=NAMES, help="default: all that are available")
     return parser
+
+
+def _file(name: str) -> str:
+    try:
+        Path(name).open("a").close()  # now, and not when the work of minutes is to be written
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot write {name}: {error.strerror}") from error
+    return name
 
 
 def _device(name: str) -> torch.device:

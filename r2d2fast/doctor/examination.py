@@ -55,6 +55,9 @@ class Examination:
         if problem is not None and target.device.type == "cuda":
             self._note_a_lost_device(target)
 
+    def of(self, target: Target) -> list[Check]:
+        return [check for check in self.checks if (check.backend, check.device) == (target.backend, str(target.device))]
+
     @property
     def failed(self) -> list[Check]:
         return [check for check in self.checks if check.problem is not None]

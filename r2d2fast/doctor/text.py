@@ -44,8 +44,7 @@ def print_backends(console: Console, statuses: Mapping[str, BackendStatus]) -> N
 def print_checks(console: Console, examination: Examination) -> None:
     table = _table("backend", "check", "cases", "failed", "largest error*", left=2)
     for target in examination.targets:
-        mine = [check for check in examination.checks if (check.backend, check.device) == (target[0], str(target[1]))]
-        for number, (kind, group) in enumerate(groupby(mine, key=lambda check: check.kind)):
+        for number, (kind, group) in enumerate(groupby(examination.of(target), key=lambda check: check.kind)):
             found = list(group)
             errors = [check.error for check in found if check.error is not None]
             wrong = sum(check.problem is not None for check in found)
@@ -59,12 +58,6 @@ def print_checks(console: Console, examination: Examination) -> None:
         table.add_section()
     _section(console, "Against the definition in float64", table)
     console.print("* of the checks that passed, as a share of what rounding allows", style="dim")
-    for target in examination.targets:
-        failed = [check for check in examination.failed if (check.backend, check.device) == (target[0], str(target[1]))]
-        for check in failed[:_SHOWN]:
-            console.print(f"[red]failed[/] {escape(str(check))}")
-        if failed[_SHOWN:]:
-            console.print(f"… and {len(failed) - _SHOWN} more of {target}; --json FILE keeps all")
 
 
 def print_speeds(console: Console, speeds: Sequence[Speed]) -> None:
@@ -94,20 +87,24 @@ def print_speeds(console: Console, speeds: Sequence[Speed]) -> None:
 
 
 def print_verdict(console: Console, examination: Examination) -> None:
-    failed = {f"{check.backend} on {check.device}" for check in examination.failed}
+    """What failed, and at the very end the answer for every backend."""
     console.print()
+    verdicts = []
     for target in examination.targets:
-        console.print(f"[red]wrong[/]  {target}" if str(target) in failed else f"[green]right[/]  {target}")
+        failed = [check for check in examination.of(target) if check.problem is not None]
+        for check in failed[:_SHOWN]:
+            console.print(f"[red]failed[/] {escape(str(check))}")
+        if failed[_SHOWN:]:
+            console.print(f"… and {len(failed) - _SHOWN} more of {target}; --json FILE keeps all")
+        verdicts.append(f"[red]wrong[/]  {target}" if failed else f"[green]right[/]  {target}")
+    console.print("\n".join(verdicts))
 
 
 def _kernels(speed: Speed) -> str:
     if speed.kernels is None:
         return "?"
-    return (
-        f"{speed.kernels:g}"
-        if speed.kernels == 1 or speed.backend == "reference"
-        else f"[red]{speed.kernels:g}, expected 1[/]"
-    )
+    as_expected = speed.kernels == 1 or speed.backend == "reference"
+    return f"{speed.kernels:g}" if as_expected else f"[red]{speed.kernels:g}, expected 1[/]"
 
 
 def _table(*headings: str, left: int) -> Table:
