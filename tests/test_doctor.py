@@ -19,6 +19,15 @@ settle_once = functools.cache(settle)
 needs_cpu_kernels = pytest.mark.skipif(not cpu.status().available, reason="the C++ kernels are not built here")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Small cases: a pool of threads only waits where other programs use the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """(exit status, JSON, text) of a quick run of everything that is here."""
@@ -311,6 +320,7 @@ def test_gpus_and_kernels_are_shown(monkeypatch):
     assert shown.count("expected") == 1
 
 
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_kernels_that_cannot_be_counted_are_not_zero():
     kernels, seconds, note = speed.count_kernels(lambda: None, torch.device("cuda", 0))

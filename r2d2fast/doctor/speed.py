@@ -143,7 +143,7 @@ def _pool_bytes(device: torch.device, quick: bool) -> int:
 
 def _calls(call: Callable[[], object], device: torch.device) -> int:
     """How many calls make a sample; warms up as well."""
-    fastest = min(_seconds(call, 3, device) for _ in range(5))
+    fastest = min(_seconds(call, 1, device) for _ in range(8))
     return max(1, min(1000, int(_SAMPLE_SECONDS / fastest)))
 
 
