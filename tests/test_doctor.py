@@ -262,11 +262,13 @@ def test_a_backend_that_fails_while_timed_is_reported(monkeypatch, capsys):
 
 
 @needs_cpu_kernels
-def test_json_alone_on_standard_output(monkeypatch, capsys):
+def test_json_alone_on_standard_output(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "cases", lambda _: [Case("random", 5, 10)])
     monkeypatch.setattr(cli, "workloads", lambda *_: [])
     assert cli.main(["--backend", "cpu", "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _file(name: str) -> str:
     try:
-        Path(name).open("a").close()  # now, and not when the work of minutes is to be written
+        if name != "-":
+            Path(name).open("a").close()  # now, and not when the work of minutes is to be written
     except OSError as error:
         raise argparse.ArgumentTypeError(f"cannot write {name}: {error.strerror}") from error
     return name
