@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cuda_host.build import BuildError, build, compiler
+from tests.cuda_host.build import BuildError, build, problem
 from tests.cuda_host.guard import guarded
 from tests.cuda_host.host import ORDERS, Host, Report
 
 HERE = Path(__file__).parent / "cuda_host"
 
-pytestmark = pytest.mark.skipif(compiler() is None, reason="needs g++")
+pytestmark = pytest.mark.skipif(problem() is not None, reason=str(problem()))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,12 @@ def test_last_block_sum(host: Host, order: str) -> None:
         assert (toy.out[0], toy.counter) == (toy.input.sum(), 0)
 
 
+def test_last_warp_sum(host: Host, order: str) -> None:
+    toy = Toy(host)
+    toy.run("last_warp_sum", order, grid=4, block=32)
+    assert torch.equal(toy.out[:32], toy.input[:128].view(4, 32).flip(1).sum(0))
+
+
 # What is launched, and what the error must say.
 BUGS = {
     "block_sum: barrier dropped": "shared memory.*nothing in this block has written|nothing to order the two",
@@ -118,6 +124,8 @@ BUGS = {
     "last_block_sum: no barrier before": r"(reads 4 bytes at scratch\+\d+, which block \d thread \d+ wrote|has written)",
     "last_block_sum: no barrier after": "shared memory.*nothing in this block has written|nothing to order the two",
     "last_block_sum: every block": "nothing to order the two",
+    "last_warp_sum: no syncwarp before": r"reads 4 bytes at scratch\+\d+, which block \d thread \d+ wrote",
+    "last_warp_sum: no syncwarp after": r"reads 4 bytes at scratch\+\d+, which block \d thread \d+ wrote",
     "uninitialised": "reads 4 bytes at shared memory.*nothing in this block has written",
     "shared_overflow": r"has index \d+ into 'float \[32\]'",
     "write_constant": r"writes 4 bytes at in\+\d+, which is constant",
@@ -128,7 +136,7 @@ BUGS = {
 def test_planted_bug(host: Host, bug: str, order: str) -> None:
     toy = Toy(host, n=128 if "block_sum" in bug else 256)
     with pytest.raises(RuntimeError, match=rf"^block \d+ thread \d+: .*({BUGS[bug]})"):
-        toy.run(bug, order, grid=2)
+        toy.run(bug, order, grid=2, block=32 if "warp_sum" in bug else 64)
 
 
 def test_memory_that_was_not_registered(host: Host) -> None:
@@ -186,6 +194,21 @@ def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
     source.write_text("#include <cuda_runtime.h>\nint answer() { return forty_two; }\n")
     with pytest.raises(BuildError, match="forty_two"):
         build([source], tmp_path / "out")
+
+
+def test_a_patched_source_is_a_build_beside_the_first(
+    host: Host, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    text = (HERE / "toys.cu").read_text()
+    (tmp_path / "toys.cu").write_text(text.replace("make_float4(v.x + 1,", "make_float4(v.y + 1,"))
+    sources = [tmp_path / "toys.cu", HERE / "toys_binding.cpp"]
+    patched, right = (
+        Toy(h, n=256) for h in (Host(build(sources, request.config.cache.mkdir("cuda_host"), [HERE])), host)
+    )
+    for toy in (patched, right):
+        toy.run("vectors", "forward")
+    assert torch.equal(right.out, right.input + 1)
+    assert torch.equal(patched.out[::4], patched.input[1::4] + 1)
 
 
 def convert(host: Host, how: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ HERE = Path(__file__).parent
 RUNTIME = [HERE / f"{name}.cpp" for name in ("order", "threads", "memory", "hooks", "controls")]
 
 # Strict aliasing is no rule of CUDA's. Unique symbols would be one in all builds that a process loads, __shared__ ones too.
-COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing"]
+# _FORTIFY_SOURCE, on by default in some distributions, forbids longjmp() from one fiber to another.
+COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"]
 # More than -O1 doubles the time to compile (it unrolls), less makes the kernels slow. A hook at each function's entry and exit
 # would tell nothing.
 KERNEL = ["-x", "c++", "-O1", "-fsanitize=thread,alignment,bounds", "--param=tsan-instrument-func-entry-exit=0"]
@@ -28,8 +30,12 @@ class BuildError(Exception):
     pass
 
 
-def compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "g++"))
+def problem() -> str | None:
+    """Why nothing can be built here."""
+    if sys.platform != "linux" or shutil.which("g++") is None:
+        return "needs Linux and g++"
+    version = subprocess.run(["g++", "--version"], capture_output=True, text=True).stdout
+    return None if "Free Software Foundation" in version else "g++ is another compiler here"
 
 
 def _run(command: Sequence[str | Path], cwd: Path) -> bytes:
@@ -46,8 +52,8 @@ def _hash(*parts: bytes) -> str:
 def _compile(source: Path, flags: Sequence[str], include: Sequence[Path], out: Path) -> Path:
     """The object file of a source, from the cache where its preprocessed text and the flags were seen before."""
     folders = [HERE / "include", *include, pybind11.get_include(), sysconfig.get_path("include")]
-    command = [compiler() or "g++", *COMMON, *flags, *(f"-I{folder}" for folder in folders)]
-    version = _run([command[0], "--version"], source.parent)
+    command = ["g++", *COMMON, *flags, *(f"-I{folder}" for folder in folders)]
+    version = _run(["g++", "--version"], source.parent)
     text = _run([*command, "-E", source.name], source.parent)
     target = out / f"{source.stem}-{_hash(version, ' '.join([*COMMON, *flags]).encode(), text)}.o"
     if not target.exists():
@@ -78,6 +84,6 @@ def build(
     if not library.exists():
         folder.mkdir(exist_ok=True)
         partial = folder / f"{os.getpid()}.tmp"
-        _run([compiler() or "g++", "-shared", *objects, "-o", partial], out)
+        _run(["g++", "-shared", *objects, "-o", partial], out)
         partial.rename(library)
     return library

@@ -59,7 +59,8 @@ class Report:
 
 class Host:
     def __init__(self, library: Path) -> None:
-        spec = importlib.util.spec_from_file_location("_cuda", library)
+        # pybind11 keeps one module a name; only what follows the last dot is its own.
+        spec = importlib.util.spec_from_file_location(f"{library.parent.name}._cuda", library)
         assert spec is not None
         assert spec.loader is not None
         self.module: ModuleType = importlib.util.module_from_spec(spec)

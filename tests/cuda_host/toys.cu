@@ -122,6 +122,26 @@ __global__ void last_block_sum(const __grid_constant__ Args a) {
   a.out[0] = total;
 }
 
+// The same by blocks of one warp, where lane 0 speaks for the lanes that met it.
+template <bool BEFORE, bool AFTER>
+__global__ void last_warp_sum(const __grid_constant__ Args a) {
+  const unsigned i = blockIdx.x * 32 + threadIdx.x;
+  a.scratch[i] = a.in[i];
+  if (BEFORE) __syncwarp();
+  unsigned ticket = 0;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    ticket = atomicInc(a.counter, gridDim.x - 1);
+    __threadfence();
+  }
+  ticket = __shfl_sync(~0u, ticket, 0);  // orders no memory
+  if (AFTER) __syncwarp();
+  if (ticket != gridDim.x - 1) return;
+  float total = 0;
+  for (unsigned block = 0; block < gridDim.x; ++block) total += __ldcg(a.scratch + block * 32 + (31 - threadIdx.x));
+  a.out[threadIdx.x] = total;
+}
+
 __global__ void uninitialised(const __grid_constant__ Args a) {
   __shared__ float held[2];
   if (threadIdx.x == 0 && blockIdx.x == 0) held[0] = 1;  // the second block reads what the first left behind
@@ -165,6 +185,9 @@ const std::map<std::string, void (*)(Args)> kernels{
     {"last_block_sum: no barrier before", last_block_sum<NO_BARRIER_BEFORE>},
     {"last_block_sum: no barrier after", last_block_sum<NO_BARRIER_AFTER>},
     {"last_block_sum: every block", last_block_sum<EVERY_BLOCK>},
+    {"last_warp_sum", last_warp_sum<true, true>},
+    {"last_warp_sum: no syncwarp before", last_warp_sum<false, true>},
+    {"last_warp_sum: no syncwarp after", last_warp_sum<true, false>},
     {"uninitialised", uninitialised},
     {"shared_overflow", shared_overflow},
     {"write_constant", write_constant},
