@@ -25,7 +25,6 @@ void check(int error, const char* what) {
                              cuda_error_text(error) + ")");
 }
 
-// A pybind11 class only to be named once: rows, dtype, stride, slots, samples, classes, label_scale, stochastic, seed, step, status.
 struct PyBank {
   Bank bank;
   int32_t* status;
@@ -36,7 +35,8 @@ struct PyBank {
 PYBIND11_MODULE(_cuda, module) {
   module.doc() = "CUDA kernels of r2d2fast; use r2d2fast.FusedD2Loss and r2d2fast.d2_step.";
 
-  py::class_<PyBank>(module, "Bank")
+  // module_local: the tests load several builds in one process.
+  py::class_<PyBank>(module, "Bank", py::module_local())
       .def(py::init([](uintptr_t rows, int dtype, int64_t stride, uintptr_t slots, int64_t samples, int64_t classes,
                        float label_scale, bool stochastic, uint64_t seed, uintptr_t step, uintptr_t status) {
         return PyBank{{pointer<void>(rows), DType(dtype), stride, pointer<int32_t>(slots), samples, classes, label_scale,
@@ -44,7 +44,7 @@ PYBIND11_MODULE(_cuda, module) {
                       pointer<int32_t>(status)};
       }));
 
-  py::class_<Batch>(module, "Batch")
+  py::class_<Batch>(module, "Batch", py::module_local())
       .def(py::init([](uintptr_t logits, int dtype, int64_t size, int64_t stride, uintptr_t index, bool index_is_int64) {
         return Batch{pointer<void>(logits), DType(dtype), size, stride, pointer<void>(index), index_is_int64};
       }));

@@ -53,9 +53,10 @@ __device__ Occurrences find_occurrences(const Batch& batch, int position, int64_
   return {first[team], last[team]};
 }
 
-// The next position after one, `last` at most, that has the sample.
+// The next position after one that has the sample which is last at `last`.
 template <int kThreads>
-__device__ int next_occurrence(Team<kThreads>& team, const Batch& batch, int64_t sample, int position, int last) {
+__device__ int next_occurrence(Team<kThreads>& team, const Batch& batch, int position, int last) {
+  const int64_t sample = sample_at(batch, last);
   for (int begin = position + 1; begin < last; begin += kThreads) {
     const int i = begin + team.rank;
     const int found = team.reduce(i < last && sample_at(batch, i) == sample ? i : last, Min());

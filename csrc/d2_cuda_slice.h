@@ -237,11 +237,14 @@ __device__ __forceinline__ void round_vectors(const Bank& bank, uint64_t row_sta
 #pragma unroll
   for (int k = 0; k < kElements; k += kVector) {
     const uint64_t first = row_start + uint64_t(int64_t(slice.template position<kVector>(k)));
-    const Philox low(first >> 3, step, bank.seed), high((first + kVector - 1) >> 3, step, bank.seed);
 #pragma unroll
-    for (int e = 0; e < kVector; ++e) {
-      const int piece = int(first & 7) + e;
-      values[k + e] = round_up_or_down(values[k + e], piece < 8 ? low.bits(piece) : high.bits(piece - 8), bank.dtype);
+    for (int block = 0; block < (kVector > 1 ? 2 : 1); ++block) {
+      const Philox random((first >> 3) + block, step, bank.seed);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) {
+        const int piece = int(first & 7) + e - 8 * block;
+        if (piece >= 0 && piece < 8) values[k + e] = round_up_or_down(values[k + e], random.bits(piece), bank.dtype);
+      }
     }
   }
 }

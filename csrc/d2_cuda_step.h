@@ -24,6 +24,11 @@ __device__ inline Weights weights_of(const CudaStep& step) {
           value_of(step.label_lr) / step.update_normalizer};
 }
 
+// Else one NaN would overwrite every row of the batch in the bank.
+__device__ inline bool finite(const Weights& w) {
+  return finite(w.alpha) && finite(w.beta) && finite(w.grad_weight) && finite(w.label_rate);
+}
+
 // ------------------------------------------------------------------------------------------- arithmetic on registers
 
 // The distance to the largest element, at most 1e33: it stays finite, as do the sums of 262 144 of them. Padding is −∞.
@@ -36,16 +41,20 @@ __device__ __forceinline__ float exponential(float u) { return exp2f(u * 1.44269
 enum Sum { kP, kQ, kPU, kD, kFinite, kBoth, kSums };
 
 // Adds a thread's elements: the four of Sums, how many are finite, how many classes attain both maxima.
-template <ClassLoss L, int kElements>
-__device__ __forceinline__ void add_up(const float (&x)[kElements], const float (&y)[kElements], float max_x, float max_y,
-                                       float (&total)[kSums]) {
+template <int kThreads, int kElements>
+__device__ __forceinline__ void add_up(ClassLoss loss, const Team<kThreads>& team, const float (&x)[kElements],
+                                       const float (&y)[kElements], float max_x, float max_y, float (&total)[kSums]) {
   Sums<float> sums{total[kP], total[kQ], total[kPU], total[kD]};
 #pragma unroll
   for (int k = 0; k < kElements; ++k) {
-    const float u = below(x[k], max_x), v = below(y[k], max_y);
-    accumulate<L>(sums, u, v, exponential(u), exponential(v));
+    const float u = below(x[k], max_x), v = below(y[k], max_y), eu = exponential(u), ev = exponential(v);
+    if (loss == ClassLoss::kl)
+      accumulate<ClassLoss::kl>(sums, u, v, eu, ev);
+    else  // mse takes these sums, too
+      accumulate<ClassLoss::kl_reverse>(sums, u, v, eu, ev);
     total[kFinite] += finite(x[k]) && finite(y[k]) ? 1.0f : 0.0f;
     total[kBoth] += u + v == 0 ? 1.0f : 0.0f;
+    if (kElements > 8 && k % 8 == 7) team.settle();
   }
   total[kP] = sums.p, total[kQ] = sums.q, total[kPU] = sums.pu, total[kD] = sums.d;
 }
@@ -60,16 +69,30 @@ __device__ __forceinline__ void add_deviations(const float (&x)[kElements], cons
   total[0] = sums.squared, total[1] = sums.weighted_p, total[2] = sums.weighted_q;
 }
 
-// x ← gradient, and where the row moves y ← moved pseudo-logits.
-template <ClassLoss L, int kElements>
-__device__ __forceinline__ void derive(const Row<float>& row, float max_x, float max_y, bool moves, float (&x)[kElements],
-                                       float (&y)[kElements]) {
+template <ClassLoss L, int kThreads, int kElements>
+__device__ __forceinline__ void derive_for(const Team<kThreads>& team, const Row<float>& row, const float (&largest)[2],
+                                           float (&x)[kElements], float (&y)[kElements]) {
+  float max_x = largest[0], max_y = largest[1];
+  if (kElements > 8) max_x = team.again(max_x, 1 + int(L)), max_y = team.again(max_y, 1 + int(L));
 #pragma unroll
   for (int k = 0; k < kElements; ++k) {
     const float u = below(x[k], max_x), v = below(y[k], max_y), eu = exponential(u), ev = exponential(v);
     x[k] = gradient<L>(row, u, v, eu, ev);
-    if (moves) y[k] -= descent<L>(row, u, v, eu, ev);
+    y[k] -= descent<L>(row, u, v, eu, ev);
+    if (kElements > 8 && k % 8 == 7) team.settle();
   }
+}
+
+// x ← gradient, y ← moved pseudo-logits: the same ones where the weights' label rate is 0.
+template <int kThreads, int kElements>
+__device__ __forceinline__ void derive(ClassLoss loss, const Team<kThreads>& team, const Row<float>& row, const float (&largest)[2],
+                                       float (&x)[kElements], float (&y)[kElements]) {
+  if (loss == ClassLoss::kl_reverse)
+    derive_for<ClassLoss::kl_reverse>(team, row, largest, x, y);
+  else if (loss == ClassLoss::kl)
+    derive_for<ClassLoss::kl>(team, row, largest, x, y);
+  else
+    derive_for<ClassLoss::mse>(team, row, largest, x, y);
 }
 
 template <int kElements>
@@ -85,11 +108,8 @@ __device__ __forceinline__ float largest_of(const float (&x)[kElements], float s
 template <int kThreads>
 struct Sample {
   Team<kThreads>& team;
-  int64_t number;
   int32_t slot;
   Occurrences occurrences;
-  bool usable;  // no scalar of the step is NaN or infinite: the row may be written
-  Weights weights;
 };
 
 __device__ inline RowAt logits_row(const Batch& batch, const Bank& bank, int64_t i) {
@@ -135,11 +155,14 @@ __device__ inline RowResult result_of(const Row<float>& row, const Weights& weig
   return {loss, row.class_loss, row.entropy, row.prediction_confidence, row.pseudo_confidence, float(kind)};
 }
 
-template <ClassLoss L>
-__device__ __forceinline__ Row<float> finish_row(const float (&total)[kSums], const float (&deviations)[3], const Weights& weights) {
+__device__ inline Row<float> finish_row(ClassLoss loss, const float (&total)[kSums], const float (&deviations)[3],
+                                        const Weights& weights) {
   const Sums<float> sums{total[kP], total[kQ], total[kPU], total[kD]};
-  return finish<L>(sums, Deviations<float>{deviations[0], deviations[1], deviations[2]}, logf(sums.p), logf(sums.p / sums.q),
-                   weights);
+  const Deviations<float> squares{deviations[0], deviations[1], deviations[2]};
+  const float log_zp = logf(sums.p), log_ratio = logf(sums.p / sums.q);
+  if (loss == ClassLoss::kl_reverse) return finish<ClassLoss::kl_reverse>(sums, squares, log_zp, log_ratio, weights);
+  if (loss == ClassLoss::kl) return finish<ClassLoss::kl>(sums, squares, log_zp, log_ratio, weights);
+  return finish<ClassLoss::mse>(sums, squares, log_zp, log_ratio, weights);
 }
 
 // A row that is not sound: its gradient and what it reports are NaN, its pseudo-logits stay.
@@ -156,11 +179,12 @@ __device__ void spoil(const StepArguments& a, const Team<kThreads>& team, int64_
 }
 
 // A row that fits into the registers of its team.
-template <ClassLoss L, int kThreads, int kElements>
+template <int kThreads, int kElements>
 __device__ __forceinline__ void step_rows(const StepArguments& a, const Sample<kThreads>& sample) {
   Team<kThreads>& team = sample.team;
+  const ClassLoss loss = a.step.class_loss;
   const int last = sample.occurrences.last;
-  const auto slice = choose_access<kThreads, kElements>(a, sample, last, kThreads * kElements);
+  auto slice = choose_access<kThreads, kElements>(a, sample, last, kThreads * kElements);
   float x[kElements], y[kElements];
   load(logits_row(a.batch, a.bank, sample.occurrences.first), slice, x);
   load_pseudo(a.bank, sample.slot, slice, y);
@@ -168,46 +192,51 @@ __device__ __forceinline__ void step_rows(const StepArguments& a, const Sample<k
     float largest[2] = {largest_of(x, -INFINITY), largest_of(y, -INFINITY)};
     team.reduce(largest, Max());
     float total[kSums] = {}, deviations[3] = {};
-    add_up<L>(x, y, largest[0], largest[1], total);
+    add_up(loss, team, x, y, largest[0], largest[1], total);
     team.reduce(total, Add());
-    if (L == ClassLoss::mse) {
+    if (loss == ClassLoss::mse) {
+      if (kElements > 8) largest[0] = team.again(largest[0], 0), largest[1] = team.again(largest[1], 0);
       add_deviations(x, y, largest[0], largest[1], 1 / total[kP], 1 / total[kQ], deviations);
       team.reduce(deviations, Add());
     }
-    if (total[kFinite] == float(a.bank.classes) && sample.usable) {
-      const Row<float> row = finish_row<L>(total, deviations, sample.weights);
+    Weights weights = weights_of(a.step);
+    if (total[kFinite] == float(a.bank.classes) && finite(weights)) {
       const bool moves = i == last && a.step.update && sample.slot >= 0;
-      derive<L>(row, largest[0], largest[1], moves, x, y);
+      // Not a branch on every element: ptxas would keep both ways' values at once and spill on sm_100.
+      if (!moves) weights.label_rate = 0;
+      const Row<float> row = finish_row(loss, total, deviations, weights);
+      if (team.rank == 0) report(a.step, a.batch.size, i, result_of(row, weights, sample.slot, total[kBoth] > 0));
+      derive(loss, team, row, largest, x, y);
+      if (kElements > 8) slice.rank = team.again(slice.rank, 4);
       store(grad_row(a, i), slice, x);
       if (moves) {
         round_to_bank(a.bank, uint64_t(sample.slot) * a.bank.classes, slice, y);
         store(bank_row(a.bank, sample.slot), slice, y);
       }
-      if (team.rank == 0) report(a.step, a.batch.size, i, result_of(row, sample.weights, sample.slot, total[kBoth] > 0));
     } else {
       spoil(a, team, i);
     }
     if (i == last) return;
-    i = next_occurrence(team, a.batch, sample.number, i, last);
+    i = next_occurrence(team, a.batch, i, last);
     load(logits_row(a.batch, a.bank, i), slice, x);
   }
 }
 
 // The sums as they would be had the maxima been the new ones.
-template <ClassLoss L>
-__device__ __forceinline__ void rebase(float (&total)[kSums], float old_x, float old_y, float new_x, float new_y) {
+__device__ inline void rebase(ClassLoss loss, float (&total)[kSums], float old_x, float old_y, float new_x, float new_y) {
   if (total[kP] == 0 && total[kQ] == 0) return;  // nothing yet: the old maxima are −∞
   const float dx = below(old_x, new_x), dy = below(old_y, new_y), sx = exponential(dx), sy = exponential(dy);
-  total[kD] = L == ClassLoss::kl ? sy * (total[kD] + (dx - dy) * total[kQ]) : sx * (total[kD] + (dx - dy) * total[kP]);
+  total[kD] = loss == ClassLoss::kl ? sy * (total[kD] + (dx - dy) * total[kQ]) : sx * (total[kD] + (dx - dy) * total[kP]);
   total[kPU] = sx * (total[kPU] + dx * total[kP]);
   total[kP] *= sx, total[kQ] *= sy;
   if (dx < 0 || dy < 0) total[kBoth] = 0;
 }
 
 // A row of any length, in pieces: maxima and sums in one read, gradient and update in a second; mse takes one more between.
-template <ClassLoss L, int kThreads, int kElements>
+template <int kThreads, int kElements>
 __device__ __forceinline__ void step_long_rows(const StepArguments& a, const Sample<kThreads>& sample) {
   Team<kThreads>& team = sample.team;
+  const ClassLoss loss = a.step.class_loss;
   const int last = sample.occurrences.last;
   auto slice = choose_access<kThreads, kElements>(a, sample, last, INT_MAX);
   const int end = int(a.bank.stride) + slice.head;
@@ -219,15 +248,15 @@ __device__ __forceinline__ void step_long_rows(const StepArguments& a, const Sam
       load(logits, slice, x);
       load_pseudo(a.bank, sample.slot, slice, y);
       const float max_x = largest_of(x, largest[0]), max_y = largest_of(y, largest[1]);
-      rebase<L>(total, largest[0], largest[1], max_x, max_y);
-      add_up<L>(x, y, max_x, max_y, total);
+      rebase(loss, total, largest[0], largest[1], max_x, max_y);
+      add_up(loss, team, x, y, max_x, max_y, total);
       largest[0] = max_x, largest[1] = max_y;
     }
     const float own[2] = {largest[0], largest[1]};
     team.reduce(largest, Max());
-    rebase<L>(total, own[0], own[1], largest[0], largest[1]);
+    rebase(loss, total, own[0], own[1], largest[0], largest[1]);
     team.reduce(total, Add());
-    if (L == ClassLoss::mse) {
+    if (loss == ClassLoss::mse) {
       for (slice.begin = 0; slice.begin < end; slice.begin += slice.kSpan) {
         load(logits, slice, x);
         load_pseudo(a.bank, sample.slot, slice, y);
@@ -235,39 +264,33 @@ __device__ __forceinline__ void step_long_rows(const StepArguments& a, const Sam
       }
       team.reduce(deviations, Add());
     }
-    if (total[kFinite] == float(a.bank.classes) && sample.usable) {
-      const Row<float> row = finish_row<L>(total, deviations, sample.weights);
+    Weights weights = weights_of(a.step);
+    if (total[kFinite] == float(a.bank.classes) && finite(weights)) {
       const bool moves = i == last && a.step.update && sample.slot >= 0;
+      if (!moves) weights.label_rate = 0;
+      const Row<float> row = finish_row(loss, total, deviations, weights);
+      if (team.rank == 0) report(a.step, a.batch.size, i, result_of(row, weights, sample.slot, total[kBoth] > 0));
       for (slice.begin = 0; slice.begin < end; slice.begin += slice.kSpan) {
         load(logits, slice, x);
         load_pseudo(a.bank, sample.slot, slice, y);
-        derive<L>(row, largest[0], largest[1], moves, x, y);
+        derive(loss, team, row, largest, x, y);
         store(grad_row(a, i), slice, x);
         if (!moves) continue;
         round_to_bank(a.bank, uint64_t(sample.slot) * a.bank.classes, slice, y);
         store(bank_row(a.bank, sample.slot), slice, y);
       }
-      if (team.rank == 0) report(a.step, a.batch.size, i, result_of(row, sample.weights, sample.slot, total[kBoth] > 0));
     } else {
       spoil(a, team, i);
     }
     if (i == last) return;
-    i = next_occurrence(team, a.batch, sample.number, i, last);
+    i = next_occurrence(team, a.batch, i, last);
   }
 }
 
-template <ClassLoss L, int kThreads, int kElements, bool kLong>
-__device__ __forceinline__ void step_sample(const StepArguments& a, const Sample<kThreads>& sample) {
-  if constexpr (kLong)
-    step_long_rows<L, kThreads, kElements>(a, sample);
-  else
-    step_rows<L, kThreads, kElements>(a, sample);
-}
-
-// Registers: two rows of kElements, and as many again for what is loaded and computed. The bound keeps 128 of them, and so 16
-// warps an SM with up to 8 KiB in flight each.
+// The bound gives a thread 128 registers, with 32 elements 168, and so 16 or 12 warps to an SM: each has up to 8 KiB of loads in
+// flight, several times what DRAM latency asks for. With 128, 32 elements spill 8 to 72 bytes.
 template <int kThreads, int kElements, bool kLong>
-__global__ void __launch_bounds__(Team<kThreads>::kBlock, 512 / Team<kThreads>::kBlock)
+__global__ void __launch_bounds__(Team<kThreads>::kBlock, (kElements > 16 ? 384 : 512) / Team<kThreads>::kBlock)
     step_kernel(const __grid_constant__ StepArguments a) {
   using TeamType = Team<kThreads>;
   TeamType team;
@@ -281,15 +304,11 @@ __global__ void __launch_bounds__(Team<kThreads>::kBlock, 512 / Team<kThreads>::
     if (team.rank == 0) atomicOr(a.step.status + 1, kIndexOutOfRange);
     spoil(a, team, i);
   } else if (inside && occurrences.last == i) {
-    const Weights w = weights_of(a.step);
-    const bool usable = finite(w.alpha) && finite(w.beta) && finite(w.grad_weight) && finite(w.label_rate);
-    const Sample<kThreads> sample{team, number, slot, occurrences, usable, w};
-    if (a.step.class_loss == ClassLoss::kl_reverse)
-      step_sample<ClassLoss::kl_reverse, kThreads, kElements, kLong>(a, sample);
-    else if (a.step.class_loss == ClassLoss::kl)
-      step_sample<ClassLoss::kl, kThreads, kElements, kLong>(a, sample);
+    const Sample<kThreads> sample{team, slot, occurrences};
+    if constexpr (kLong)
+      step_long_rows<kThreads, kElements>(a, sample);
     else
-      step_sample<ClassLoss::mse, kThreads, kElements, kLong>(a, sample);
+      step_rows<kThreads, kElements>(a, sample);
   }
   sum_up<TeamType::kBlock>(a.batch, a.bank, a.step);
 }

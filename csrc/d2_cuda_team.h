@@ -64,6 +64,20 @@ class Team {
     return values[0];
   }
 
+  // Two means to make the compiler need fewer registers, for teams of whole warps; without them a thread with 16 or 32 elements
+  // spills (sm_90, 32 elements: 5 KB).
+
+  // The same value, in a way that the compiler cannot know: it would keep what it has computed from it for every element, for
+  // the next time that is wanted, where computing it again is cheaper. Each `use` has its own number (lanes count modulo 32),
+  // or the uses in two branches would be merged before them.
+  template <class T>
+  __device__ __forceinline__ T again(T value, int use) const {
+    return __shfl_sync(0xFFFFFFFFu, value, int(threadIdx.x % 32) + 32 * use);
+  }
+
+  // No instruction moves across: so many elements and no more are worked on at a time.
+  __device__ __forceinline__ void settle() const { __syncwarp(); }
+
  private:
   unsigned mask_ = 0xFFFFFFFFu;
   int turn_ = 0;

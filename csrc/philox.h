@@ -13,6 +13,7 @@ struct Philox {
   R2D2_INLINE Philox(uint64_t block, uint64_t step, uint64_t seed)
       : word{uint32_t(block), uint32_t(block >> 32), uint32_t(step), uint32_t(step >> 32)} {
     uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+#pragma unroll 1
     for (int round = 0; round < 10; ++round) {
       const uint64_t a = uint64_t(word[0]) * 0xD2511F53u, b = uint64_t(word[2]) * 0xCD9E8D57u;
       const uint32_t x0 = uint32_t(b >> 32) ^ word[1] ^ k0, x2 = uint32_t(a >> 32) ^ word[3] ^ k1;
