@@ -1,1 +1,1 @@
-"""GPU kernels in Triton, installed as ``r2d2fast.kernels``: none in this version (see ``r2d2fast.backends()``)."""
+"""GPU kernels in Triton, installed as ``r2d2fast.kernels``; imported at their first use, since a machine may lack Triton."""

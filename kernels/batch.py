@@ -1,0 +1,57 @@
+"""What the programs of one launch need to know of a batch: whose rows they have, and which samples occur again.
+
+A program has a tile of rows; whatever belongs to a row is a tensor ``[ROWS, 1]``.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def value_of(scalar):
+    """A number, or what lies where it points to: a captured graph then replays with what is there by that time."""
+    if scalar.dtype.is_ptr():
+        scalar = tl.load(scalar)
+    return scalar
+
+
+@triton.jit
+def is_finite(x):
+    # By its bits: Triton tells LLVM that there are no NaNs, so that no comparison of floats is safe to find one.
+    return (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) < 0x7F800000
+
+
+@triton.jit
+def any_of(flags):
+    return tl.max(flags.to(tl.int32)) > 0
+
+
+@triton.jit
+def locate(index, size, slots, samples, status, ROWS: tl.constexpr):
+    """The rows of this program: position in the batch, inside it or not, sample, in the bank or not, slot (−1 if not)."""
+    position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    inside = position < size
+    sample = tl.load(index + position, mask=inside, other=-1).to(tl.int64)
+    known = (sample >= 0) & (sample < samples)
+    if any_of(inside & (known == 0)):
+        tl.atomic_or(status + 1, 1, sem="relaxed")
+    slot = tl.load(slots + sample, mask=known, other=-1)
+    return position, inside, sample, known, slot
+
+
+@triton.jit
+def search(index, size, sample, position, ROWS: tl.constexpr, SPAN: tl.constexpr):
+    """Whether a row's sample occurs again after it, and where it occurred last before it (−1: nowhere).
+
+    Rule 4 in one launch: the program of a sample's last occurrence does all of them, so that whoever writes a row of the bank
+    is the only one to have read it, and no program waits for another. Each looks through the whole index, which the L2 cache
+    holds: 8·B bytes beside the rows it moves, 16·N bytes each.
+    """
+    latest = tl.full([ROWS, SPAN], -1, tl.int32)
+    earlier = tl.full([ROWS, SPAN], -1, tl.int32)
+    for begin in range(0, size, SPAN):
+        other = begin + tl.arange(0, SPAN)[None, :]
+        same = tl.load(index + other, mask=other < size, other=-1).to(tl.int64) == sample
+        latest = tl.where(same, other, latest)
+        earlier = tl.where(same & (other < position), other, earlier)
+    return tl.max(latest, 1, keep_dims=True) > position, tl.max(earlier, 1, keep_dims=True)
