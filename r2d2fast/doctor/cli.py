@@ -29,6 +29,10 @@ _EXAMPLES = """examples:
 exit status: 0 if every backend examined is right, 1 if one is not, 2 for a wrong command line"""
 
 
+_ON_CPU = ("reference", "cpu")
+"""Triton's interpreter would take hours: it has to be asked for."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(quiet=options.json == "-", highlight=False, soft_wrap=False)
@@ -38,7 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text.print_environment(console, about)
     text.print_backends(console, statuses)
     devices = options.device or [torch.device("cpu"), *([torch.device("cuda:0")] if about["gpus"] else [])]
-    why_not = {Target(name, device): _why_not(name, device) for device in devices for name in options.backend or NAMES}
+    why_not = {
+        Target(name, device): _why_not(name, device)
+        for device in devices
+        for name in options.backend or (NAMES if device.type == "cuda" else _ON_CPU)
+    }
     targets = [target for target, reason in why_not.items() if reason is None]
     if not targets:
         _parser().error("; ".join(str(reason) for reason in why_not.values()))
@@ -99,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", nargs="+", type=_device, metavar="DEVICE", help="default: cpu, and cuda:0 where PyTorch finds a GPU"
     )
-    parser.add_argument("--backend", nargs="+", choices=NAMES, help="default: all that are available")
+    parser.add_argument(
+        "--backend", nargs="+", choices=NAMES, help="default: all that are available, but for Triton's interpreter"
+    )
     return parser
 
 
