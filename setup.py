@@ -119,7 +119,9 @@ def cuda_archs(nvcc):
         wrong = [arch for arch in wanted if arch not in known or arch < OLDEST_ARCH]
         if wrong:
             accepted = ", ".join(str(arch) for arch in known if arch >= OLDEST_ARCH)
-            raise ValueError(f"R2D2FAST_CUDA_ARCHS is {given!r}: {wrong[0]} is none of those that {nvcc} knows: {accepted}")
+            raise ValueError(
+                f"R2D2FAST_CUDA_ARCHS is {given!r}: {wrong[0]} is none of those that {nvcc} knows: {accepted}"
+            )
         return wanted
     try:
         found = output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")

@@ -167,7 +167,9 @@ class PseudoLabelBank:
         target = torch.device(self.device if device is None else device)
         if self.storage != "device" and (target.type != self.device.type or dtype not in (None, self.dtype)):
             where = "pinned memory" if self.storage == "pinned" else self.storage
-            raise BankError(f"the bank lives in {where} as {self.dtype}; make one with storage='device' to move or cast it")
+            raise BankError(
+                f"the bank lives in {where} as {self.dtype}; make one with storage='device' to move or cast it"
+            )
         self.pseudo_logits = saturate(self.pseudo_logits, self.dtype if dtype is None else dtype).to(target)
         self.slots, self.step, self.status = (tensor.to(target) for tensor in (self.slots, self.step, self.status))
         return self

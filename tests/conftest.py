@@ -1,25 +1,54 @@
 """Backends under test, and what every test needs of them."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from r2d2fast._backends import native
+# Where there is no GPU, Triton's kernels run in its interpreter, which must be asked for before Triton is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from r2d2fast._backends import native, triton
+from tests.cuda_host.backend import DEFINES, SOURCES, on_the_host
+from tests.cuda_host.build import build, problem
+from tests.cuda_host.host import ORDERS, Host
 
 INSTRUCTION_SETS = native.cpu.module.instruction_sets() if native.cpu.module else []
+BACKENDS = [
+    "reference",
+    *(f"cpu-{name}" for name in INSTRUCTION_SETS),
+    *(f"cuda-{order}" for order in ORDERS),
+    "triton",
+]
 
 
-@pytest.fixture(params=["reference", *(f"cpu-{name}" for name in INSTRUCTION_SETS)])
+@pytest.fixture(scope="session")
+def cuda_host(request: pytest.FixtureRequest) -> Host:
+    """The CUDA sources as they are, compiled for this processor."""
+    reason = problem()
+    if reason is not None:
+        pytest.skip(f"the harness for CUDA sources {reason}")
+    return Host(build(SOURCES, request.config.cache.mkdir("cuda_host"), defines=DEFINES))
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every backend that runs here, the C++ one with each instruction set this processor has."""
-    name, _, instruction_set = request.param.partition("-")
+    """Every backend: the C++ one with each instruction set this processor has; CUDA in the harness, with its threads and blocks
+    running forwards, backwards and in disorder; Triton in its interpreter."""
+    name, _, variant = request.param.partition("-")
     if name == "cpu":
         best = native.cpu.module.instruction_set()
-        assert native.cpu.module.use_instruction_set(instruction_set)
+        assert native.cpu.module.use_instruction_set(variant)
         yield name
         native.cpu.module.use_instruction_set(best)
+    elif name == "cuda":
+        with on_the_host(request.getfixturevalue("cuda_host"), variant):
+            yield name
     else:
+        if name == "triton" and not triton.status().available:
+            pytest.skip(triton.status().detail)
         yield name
 
 

@@ -36,16 +36,18 @@ def test_predict_sets_logits_probs_and_hard_labels(backend):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("logits_dtype", [*DTYPES, torch.float64])
 def test_predict_rounds_to_the_bank_s_dtype(backend, dtype, logits_dtype):
+    if logits_dtype == torch.float64:
+        backend = "auto"
     bank = make_bank(4, 67, labelled_every=0, dtype=dtype)
     logits = torch.randn(4, 67).to(logits_dtype)
-    bank.predict_(torch.arange(4), logits.requires_grad_())
+    bank.predict_(torch.arange(4), logits.requires_grad_(), backend)
     assert torch.equal(bank.pseudo_logits, logits.detach().to(dtype))
 
 
 def test_predict_takes_the_last_of_duplicates(backend):
     bank = make_bank(3, 10, labelled_every=0)
     logits = torch.randn(4, 10)
-    bank.predict_(torch.tensor([1, 1, 0, 1]), logits)
+    bank.predict_(torch.tensor([1, 1, 0, 1]), logits, backend)
     assert torch.equal(bank.pseudo_logits[:2], logits[2:])
 
 
@@ -55,8 +57,13 @@ def test_predict_names_non_finite_logits_and_sets_the_others(backend, bad):
     before = bank.pseudo_logits.clone()
     logits = torch.randn(6, 10)
     logits[2, 9] = logits[4, 0] = bad
-    with pytest.raises(ValueError, match=r"2 of 6 rows of logits are not finite, first for sample 3"):
-        bank.predict_(torch.arange(6).flip(0), logits)
+    if backend in ("cuda", "triton"):
+        bank.predict_(torch.arange(6).flip(0), logits, backend)
+        with pytest.raises(BankError, match="met predictions that are not finite since it was made"):
+            bank.check()
+    else:
+        with pytest.raises(ValueError, match=r"2 of 6 rows of logits are not finite, first for sample 3"):
+            bank.predict_(torch.arange(6).flip(0), logits, backend)
     kept = torch.tensor([False, True, False, True, False, False])
     assert torch.equal(bank.pseudo_logits[kept], before[kept])
     assert torch.equal(bank.pseudo_logits[~kept], logits.flip(0)[~kept])

