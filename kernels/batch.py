@@ -33,7 +33,7 @@ def locate(index, size, slots, samples, status, ROWS: tl.constexpr):
     inside = position < size
     sample = tl.load(index + position, mask=inside, other=-1).to(tl.int64)
     known = (sample >= 0) & (sample < samples)
-    if any_of(inside & (known == 0)):
+    if any_of(inside & ~known):
         tl.atomic_or(status + 1, 1, sem="relaxed")
     slot = tl.load(slots + sample, mask=known, other=-1)
     return position, inside, sample, known, slot

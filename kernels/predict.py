@@ -2,12 +2,11 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from r2d2fast.kernels.batch import any_of, is_finite, locate, search
 from r2d2fast.kernels.rounding import clamp
 from r2d2fast.kernels.step import row_of
 from r2d2fast.kernels.tiles import alignment, tile_of
+from torch import Tensor
 
 
 @triton.jit(do_not_specialize=["logits_stride", "size", "rows_stride", "samples"])
@@ -30,7 +29,7 @@ def predict_kernel(
 ):
     position, inside, sample, _, slot = locate(index, size, slots, samples, status, ROWS)
     again, _ = search(index, size, sample, position, ROWS, SPAN)
-    due = inside & (slot >= 0) & (again == 0)
+    due = inside & (slot >= 0) & ~again
     source = row_of(logits, position, logits_stride, LOGITS_ALIGN)
     target = row_of(rows, slot, rows_stride, ROWS_ALIGN)
     columns = tl.arange(0, BLOCK)[None, :]
@@ -39,7 +38,7 @@ def predict_kernel(
     for begin in range(0, CLASSES, BLOCK):
         valid = due & (begin + columns < CLASSES)
         x = tl.load(source + begin + columns, mask=valid, other=0).to(tl.float32)
-        bad = tl.maximum(bad, tl.max((is_finite(x) == 0).to(tl.int32), 1, keep_dims=True))
+        bad = tl.maximum(bad, tl.max((~is_finite(x)).to(tl.int32), 1, keep_dims=True))
     if any_of(bad):
         tl.atomic_or(status + 1, 2, sem="relaxed")
     for begin in range(0, CLASSES, BLOCK):
@@ -55,5 +54,5 @@ def predict(logits: Tensor, index: Tensor, rows: Tensor, slots: Tensor, status: 
     if size:
         predict_kernel[(triton.cdiv(size, tile.rows),)](
             logits, logits.stride(0), index, size, rows, rows.stride(0), slots, len(slots), status,
-            classes, tile.rows, tile.block, tile.span, alignment(logits), alignment(rows), num_warps=tile.warps, enable_fp_fusion=True,
+            classes, tile.rows, tile.block, tile.span, alignment(logits), alignment(rows), num_warps=tile.warps,
         )  # fmt: skip

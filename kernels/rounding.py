@@ -7,7 +7,11 @@ import triton.language as tl
 @triton.jit
 def random_words(block, step, seed):
     return tl.philox(
-        seed.to(tl.int64), block.to(tl.uint32), (block >> 32).to(tl.uint32), step.to(tl.uint32), (step >> 32).to(tl.uint32)
+        seed.to(tl.int64),
+        block.to(tl.uint32),
+        (block >> 32).to(tl.uint32),
+        step.to(tl.uint32),
+        (step >> 32).to(tl.uint32),
     )
 
 
@@ -29,9 +33,9 @@ def random_bits(first, step, seed, ROWS: tl.constexpr, BLOCK: tl.constexpr, CLAS
 
 @triton.jit
 def round_up_or_down(x, bits, DTYPE: tl.constexpr):
-    dropped: tl.constexpr = 0xFFFF if DTYPE == tl.bfloat16 else 0x1FFF
+    dropped: tl.constexpr = 0xFFFF if DTYPE.is_bf16() else 0x1FFF
     rounded = ((x.to(tl.int32, bitcast=True) + (bits & dropped)) & ~dropped).to(tl.float32, bitcast=True)
-    if DTYPE == tl.float16:  # of a subnormal the spacing stays 2^-24
+    if DTYPE.is_fp16():  # of a subnormal the spacing stays 2^-24
         size = tl.floor(tl.abs(x) * 16777216.0 + bits * 0.0000152587890625) * 5.9604644775390625e-08
         rounded = tl.where(tl.abs(x) < 6.103515625e-05, tl.where(x < 0, -size, size), rounded)
     return rounded
@@ -40,7 +44,7 @@ def round_up_or_down(x, bits, DTYPE: tl.constexpr):
 @triton.jit
 def clamp(x, DTYPE: tl.constexpr):
     largest: tl.constexpr = (
-        65504.0 if DTYPE == tl.float16 else (3.3895313892515355e38 if DTYPE == tl.bfloat16 else 3.4028234663852886e38)
+        65504.0 if DTYPE.is_fp16() else (3.3895313892515355e38 if DTYPE.is_bf16() else 3.4028234663852886e38)
     )
     return tl.minimum(tl.maximum(x, -largest), largest)
 

@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-
 from r2d2fast.kernels.batch import is_finite
 
 
@@ -39,7 +38,7 @@ def sums_of(x, y, max_x, max_y, valid, CLASS_LOSS: tl.constexpr):
     """Σ e^u, Σ e^v, Σ e^u u, Σ e^u (u - v) (kl: e^v), and the state: 2 if not all is finite, 1 if a class has both maxima."""
     u, v = below(x, max_x), below(y, max_y)
     eu, ev = exponential(u), exponential(v)
-    state = tl.where(valid & ((is_finite(x) & is_finite(y)) == 0), 2, ((u == 0) & (v == 0)).to(tl.int32))
+    state = tl.where(valid & ~(is_finite(x) & is_finite(y)), 2, ((u == 0) & (v == 0)).to(tl.int32))
     difference = (ev if CLASS_LOSS == "kl" else eu) * (u - v)
     return add_up(eu), add_up(ev), add_up(eu * u), add_up(difference), largest_of(state)
 
@@ -48,10 +47,7 @@ def sums_of(x, y, max_x, max_y, valid, CLASS_LOSS: tl.constexpr):
 def rebase(p, q, pu, d, dx, dy, CLASS_LOSS: tl.constexpr):
     """The sums as they would be had the maxima been larger, by -dx and -dy."""
     sx, sy = exponential(dx), exponential(dy)
-    if CLASS_LOSS == "kl":
-        d = sy * (d + (dx - dy) * q)
-    else:
-        d = sx * (d + (dx - dy) * p)
+    d = sy * (d + (dx - dy) * q) if CLASS_LOSS == "kl" else sx * (d + (dx - dy) * p)
     return sx * p, sy * q, sx * (pu + dx * p), d
 
 

@@ -2,9 +2,8 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from r2d2fast.kernels.batch import value_of
+from torch import Tensor
 
 BLOCK = 1024
 
@@ -24,4 +23,6 @@ def scale(out: Tensor, source: Tensor, grad_output: Tensor, grad_scale: float | 
     """Both contiguous, of one dtype; where they are one tensor and the factor is 1, nothing is read or written."""
     programs = triton.cdiv(source.numel(), BLOCK)
     if programs:
-        scale_kernel[(programs,)](out, source, source.numel(), grad_output, grad_scale, out is source, BLOCK, num_warps=4, enable_fp_fusion=True)
+        scale_kernel[(programs,)](
+            out, source, source.numel(), grad_output, grad_scale, out is source, BLOCK, num_warps=4
+        )

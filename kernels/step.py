@@ -2,12 +2,12 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from r2d2fast.kernels.batch import any_of, is_finite, locate, search, value_of
 from r2d2fast.kernels.rounding import to_bank
 from r2d2fast.kernels.rows import below, derive, deviations_of, largest_of, losses_of, rebase, sums_of
 from r2d2fast.kernels.tiles import alignment, tile_of
+from torch import Tensor
+
 from r2d2fast.reference import Bank
 
 # What is not worth a compilation of its own for being 1 or divisible by 16.
@@ -112,7 +112,7 @@ def step_kernel(
     due, moves, earlier = inside, slot >= 0, tl.full([ROWS, 1], -1, tl.int32)
     if UPDATE:
         again, earlier = search(index, size, sample, position, ROWS, SPAN)
-        due = inside & ((slot < 0) | (again == 0))
+        due = inside & ((slot < 0) | ~again)
     # A sample's last occurrence first: it moves the row, of which the earlier ones find the old values in y.
     while any_of(due):  # not a variable: Triton 3.4 fails on a loop with one that only the condition needs
         max_x = largest_of(x)
@@ -162,7 +162,7 @@ def long_step_kernel(
     position = last
     if UPDATE:
         again, earlier = search(index, size, sample, last, ROWS, SPAN)
-        due = due & ((slot < 0) | (again == 0))
+        due = due & ((slot < 0) | ~again)
         position = tl.where((slot >= 0) & (earlier >= 0), earlier, last)
     # A sample's last occurrence last: until then its row must stay in memory as it was.
     while any_of(due):
@@ -244,5 +244,6 @@ def step(
         logits, logits.stride(0), index, size, rows, rows.stride(0), bank.slots, len(bank.slots), bank.step, bank.status,
         bank.label_scale, bank.seed, grad, loss, results, statistics, *scalars, *normalizers,
         classes, class_loss, update, bank.rounding == "stochastic", tile.rows, tile.block, tile.span,
-        alignment(logits), alignment(rows), num_warps=tile.warps, enable_fp_fusion=True,
+        alignment(logits), alignment(rows), num_warps=tile.warps,
+        enable_fp_fusion=True,  # a·b + c in one rounding, as the other kernels have it; off by default from Triton 3.10
     )  # fmt: skip

@@ -18,7 +18,7 @@ class Tile(NamedTuple):
 
 
 def tile_of(classes: int) -> Tile:
-    """Eight elements of ŷ and ỹ a thread, sixteen from 4097 columns: they, their exponentials and addresses fit into its registers.
+    """Eight elements of ŷ and ỹ a thread, sixteen from 4097 columns: they and their exponentials fit into its registers.
 
     At most eight rows: a thread of a search keeps something of each.
     """

@@ -8,18 +8,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from r2d2fast.kernels.predict import predict_kernel
 from r2d2fast.kernels.scale import BLOCK, scale_kernel
 from r2d2fast.kernels.step import long_step_kernel, step_kernel
 from r2d2fast.kernels.tiles import tile_of
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -115,7 +114,7 @@ def report(v: Variant) -> dict[str, Any]:
 
 
 def reports(variants: list[Variant]) -> list[dict[str, Any]]:
-    with ThreadPoolExecutor(2) as pool:  # the compilers are other programs, or let go of Python's lock
+    with ProcessPoolExecutor(2) as pool:
         return list(pool.map(report, variants))
 
 

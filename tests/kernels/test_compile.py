@@ -1,0 +1,73 @@
+"""Level G3: the Triton kernels compiled for GPUs that are not here, and what their machine code says.
+
+By hand, all of the table: ``python -m tests.kernels.offline`` takes any variants.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+if find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+CUDA = ("sm_80", "sm_90", "sm_100")
+MAIN_PATH = [
+    *((target, "step", 1000, *types) for target in CUDA for types in (("fp32", "fp32"), ("bf16", "bf16"))),
+    ("gfx942", "step", 1000, "fp32", "fp32"),
+]
+OTHERS = [
+    ("sm_90", "step", 10, "fp32", "fp32", "kl"),
+    ("sm_90", "step", 100, "fp16", "fp16", "mse", True, True),
+    ("sm_90", "step", 8192, "fp32", "fp32", "kl_reverse"),
+    ("sm_90", "step", 32000, "bf16", "fp32", "mse"),
+    ("sm_90", "step", 1000, "bf16", "fp32", "kl_reverse", False, False, False),
+    ("sm_90", "predict", 1000, "bf16", "fp32"),
+    ("sm_90", "scale", 1000, "fp32", "fp32"),
+    ("gfx942", "step", 10, "fp32", "fp32", "kl"),
+    ("gfx942", "step", 1000, "bf16", "bf16", "kl_reverse", True, True),
+    ("gfx942", "step", 32000, "bf16", "bf16", "mse", True, True),
+    ("gfx942", "predict", 1000, "bf16", "fp32"),
+    ("gfx942", "scale", 1000, "fp32", "fp32"),
+]
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[tuple, dict]:
+    from tests.kernels.offline import TOOLS
+
+    missing = [tool for tool in ("ptxas", "cuobjdump", "nvdisasm") if shutil.which(tool, path=TOOLS) is None]
+    if missing:
+        pytest.skip(f"this Triton carries no {', '.join(missing)}")
+    variants = MAIN_PATH + OTHERS
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.offline"],
+        input=json.dumps(variants),
+        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return dict(zip(variants, json.loads(result.stdout), strict=True))
+
+
+@pytest.mark.parametrize("variant", MAIN_PATH + OTHERS, ids=lambda v: "-".join(map(str, v)))
+def test_nothing_is_spilled(reports, variant):
+    report = reports[variant]
+    assert report["spills"] == 0
+    assert report["local"] == 0
+    assert report["registers"] * report["warps"] * 32 <= 65536  # one program, at the least, fits on a processor
+
+
+@pytest.mark.parametrize("variant", MAIN_PATH, ids=lambda v: "-".join(map(str, v)))
+def test_whole_vectors_are_read_and_written(reports, variant):
+    report = reports[variant]
+    lanes, elements = 64 if variant[0] == "gfx942" else 32, 4 if variant[3] == "fp32" else 8
+    vectors = 1024 // (report["warps"] * lanes * elements)
+    assert report["loads"] == 3 * vectors  # ŷ, ỹ, and ŷ of an earlier occurrence
+    assert report["stores"] == 2 * vectors

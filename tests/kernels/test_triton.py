@@ -1,0 +1,99 @@
+"""What only the Triton backend has: its tiles, its long rows, scalars that are read on the device."""
+
+import pytest
+import torch
+
+from r2d2fast import FusedD2Loss, d2_step, reference
+from r2d2fast._backends import triton
+from r2d2fast._backends.common import Step
+from tests.cases import CLASS_LOSSES, make_bank
+
+if not triton.status().available:
+    pytest.skip(triton.status().detail, allow_module_level=True)
+
+from r2d2fast.kernels.tiles import ONE_READ, PIECE, tile_of
+
+from tests.kernels.interpreter import mend
+
+mend()
+
+LONG = ONE_READ + PIECE // 2 + 3
+
+
+def agree(actual, exact, scale=1.0):
+    torch.testing.assert_close(actual.double(), exact.double(), rtol=2e-6, atol=2e-7 * scale)
+
+
+@pytest.mark.parametrize("class_loss", CLASS_LOSSES)
+def test_long_rows_keep_all_rules(class_loss):
+    """Duplicates, labelled samples, a row that is not finite, maxima that come late, statistics."""
+    banks = make_bank(9, LONG), make_bank(9, LONG)
+    index = torch.tensor([4, 1, 4, 0, 2, 4, 7, 5])
+    logits = torch.randn(8, LONG) * 3 + torch.linspace(0, 9, LONG)
+    logits[6, LONG - 1] = float("inf")
+    logits[7] = banks[0].pseudo_logits[banks[0].slots[5]]  # its largest class is that of its pseudo-logits
+    criteria = [
+        FusedD2Loss(bank, label_lr=50.0, class_loss=class_loss, normalizer=4.0, statistics=True, backend=name)
+        for bank, name in zip(banks, ("triton", "reference"), strict=True)
+    ]
+    results = []
+    for criterion in criteria:
+        leaf = logits.clone().requires_grad_()
+        loss = criterion(leaf, index)
+        (2 * loss).backward()
+        results.append((loss, leaf.grad))
+    others = torch.arange(8) != 6
+    assert results[0][0].isnan()
+    assert results[0][1][6].isnan().all()
+    agree(results[0][1][others], results[1][1][others])
+    agree(banks[0].pseudo_logits, banks[1].pseudo_logits, scale=50)
+    found, exact = (criterion.read_statistics() for criterion in criteria)
+    assert found == pytest.approx(exact, rel=1e-5)
+    assert found["agreement"] > 0
+
+
+@pytest.mark.parametrize("classes", [7, 30, 1000, LONG])
+def test_rows_of_a_bank_may_lie_apart(classes):
+    """As those of a pinned one do; what is between them stays."""
+    plain, apart = make_bank(12, classes), make_bank(12, classes)
+    wide = torch.full((len(apart.pseudo_logits), classes + 9), 7.0)
+    wide[:, :classes] = apart.pseudo_logits
+    apart.pseudo_logits = wide[:, :classes]
+    index, logits = torch.tensor([3, 1, 2, 11, 1]), torch.randn(5, classes)
+    for bank in (plain, apart):
+        bank.predict_(torch.tensor([4, 5]), logits[:2], "triton")
+        d2_step(logits, index, bank, label_lr=50.0, backend="triton")
+    assert torch.equal(apart.pseudo_logits, plain.pseudo_logits)
+    assert (wide[:, classes:] == 7).all()
+
+
+@pytest.mark.parametrize("classes", [2, 20, 40, 80, 150, 300, 600, 1300, 3000, 5000, LONG])
+def test_every_tile_agrees_with_the_definition(classes):
+    """More rows than one program has, in each entry of the table, some of them in another program's tile as well."""
+    rows = 2 * tile_of(classes).rows + 1
+    index = torch.arange(rows) % (rows - 1) + 1
+    logits = torch.randn(rows, classes) * 3
+    banks = make_bank(rows + 1, classes), make_bank(rows + 1, classes)
+    for _ in range(2):
+        loss, grad = d2_step(logits, index, banks[0], label_lr=50.0, backend="triton")
+        exact = reference.d2_step(logits, index, banks[1], label_lr=50.0)
+        agree(loss, exact.loss, scale=10)
+        agree(grad, exact.grad)
+        agree(banks[0].pseudo_logits, banks[1].pseudo_logits, scale=50)
+    assert int(banks[0].step) == 2
+    assert banks[0].status.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("classes", [10, LONG])
+@pytest.mark.parametrize("name", ["alpha", "beta", "label_lr", "grad_scale"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_scalar_that_is_not_finite_harms_no_row(classes, name, bad):
+    """On a GPU no one can know but the kernel."""
+    bank = make_bank(6, classes)
+    before = bank.pseudo_logits.clone()
+    scalars = dict.fromkeys(("alpha", "beta", "label_lr", "grad_scale"), 1.0) | {name: torch.tensor(bad)}
+    step = Step(**scalars, class_loss="kl_reverse", normalizer=None, update_normalizer=None, update=True)
+    loss, grad = triton.step(torch.randn(4, classes), torch.arange(4), bank, step, None)
+    assert loss.isnan()
+    assert grad.isnan().all()
+    assert torch.equal(bank.pseudo_logits, before)
