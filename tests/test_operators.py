@@ -30,8 +30,8 @@ def _compile_anew():
 
 
 def operator_arguments(bank, logits, index, *, statistics=True, update=True, backend="auto"):
-    sums = torch.zeros(len(STATISTICS), dtype=torch.float64) if statistics else None
-    scalars = (0.1, 0.03, 50.0, 1.0, [None, None, torch.tensor(50.0), None])
+    sums = torch.zeros(len(STATISTICS), dtype=torch.float64, device=logits.device) if statistics else None
+    scalars = (0.1, 0.03, 50.0, 1.0, [None, None, torch.tensor(50.0, device=logits.device), None])
     settings = ("kl_reverse", float(len(index)), float(len(index)), update)
     return (
         logits, index, bank.pseudo_logits, bank.slots, bank.step, bank.status, sums,
