@@ -70,7 +70,7 @@ class BuildExtension(build_ext):
         try:
             nvcc = find_nvcc()
             archs = cuda_archs(nvcc)
-            extension.define_macros += [("R2D2_CUDA_ARCHS", f'"sm_{", sm_".join(map(str, archs))} and PTX"')]
+            extension.define_macros += [("R2D2_CUDA_ARCHS", ",".join(map(str, archs)))]
             extension.extra_objects = [compile_cuda(nvcc, archs, Path(self.build_temp))]
             extension.library_dirs += library_folders(nvcc)
             super().build_extension(extension)

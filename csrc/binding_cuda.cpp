@@ -1,7 +1,9 @@
 // The Python module r2d2fast._cuda: addresses, sizes and a stream in; a failed launch comes out as an exception.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
+#include <vector>
 
 #include "d2_cuda.h"
 
@@ -67,5 +69,5 @@ PYBIND11_MODULE(_cuda, module) {
           "gradient");
   });
   module.attr("results") = int(kResults);
-  module.attr("architectures") = R2D2_CUDA_ARCHS;
+  module.attr("architectures") = std::vector<int>{R2D2_CUDA_ARCHS};
 }

@@ -128,8 +128,8 @@ def d2_step_op(
 ) -> tuple[Tensor, Tensor]:
     bank = BankTensors(pseudo_logits, slots, step, status, label_scale, rounding, seed)
     numbers = (alpha, beta, label_lr, grad_scale)
-    chosen = (number if tensor is None else tensor for number, tensor in zip(numbers, scalars, strict=True))
-    full_step = Step(*chosen, class_loss, normalizer, update_normalizer, update)
+    a, b, rate, scale = (n if tensor is None else tensor for n, tensor in zip(numbers, scalars, strict=True))
+    full_step = Step(a, b, rate, scale, class_loss, normalizer, update_normalizer, update)
     return choose(backend, logits, pseudo_logits).step(logits, index, bank, full_step, statistics)
 
 

@@ -49,7 +49,9 @@ def d2_loss(
     return (alpha * class_loss_rows(log_p, log_q, class_loss) + beta * entropy).sum() / normalizer
 
 
-def _gradients(log_p: Tensor, log_q: Tensor, alpha: float, beta: float, class_loss: str) -> tuple[Tensor, Tensor]:
+def _gradients(
+    log_p: Tensor, log_q: Tensor, alpha: float | Tensor, beta: float | Tensor, class_loss: str
+) -> tuple[Tensor, Tensor]:
     """∂L_i/∂ŷ and ∂L_i/∂ỹ ``[B, N]`` in closed form."""
     p, q = log_p.exp(), log_q.exp()
 
@@ -108,9 +110,9 @@ def d2_step(
     index: Tensor,
     bank: Bank,
     *,
-    alpha: float = 0.1,
-    beta: float = 0.03,
-    label_lr: float = 4000.0,
+    alpha: float | Tensor = 0.1,
+    beta: float | Tensor = 0.03,
+    label_lr: float | Tensor = 4000.0,
     class_loss: str = "kl_reverse",
     normalizer: float | None = None,
     update_normalizer: float | None = None,

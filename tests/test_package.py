@@ -2,14 +2,18 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import r2d2fast.kernels
+import torch
 
 import r2d2fast
+from r2d2fast._backends import cuda, native
 
 ROOT = Path(__file__).parent.parent
 # Python in a copy's folder: without this hook of the editable install it would still find the extension of the original.
@@ -33,6 +37,7 @@ def copy_without_extension(target: Path) -> Path:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes((ROOT / name).read_bytes())
     assert not list(target.rglob("*.so"))
+    (target / "r2d2fast" / "kernels").symlink_to("../kernels")  # where an installation has it
     return target
 
 
@@ -66,6 +71,122 @@ def test_without_a_compiler_it_installs_as_pure_python_and_says_so(tmp_path):
     step = run(sys.executable, "-c", STEP, cwd=source)
     assert step.returncode == 0, step.stderr
     assert "using the slow reference backend: the C++ kernels were not built" in step.stderr
+
+
+def stub(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def quick_build(tmp_path):
+    """Builds a copy of the sources with a C++ compiler that only makes the files it is asked for; nvcc is where PATH says."""
+    source = copy_without_extension(tmp_path / "source")
+    setup = source / "setup.py"
+    setup.write_text(setup.read_text().replace("/usr/local/cuda", "/nonexistent"))
+    compiler = stub(tmp_path / "c++", 'while [ "$1" ]; do if [ "$1" = -o ]; then : > "$2"; fi; shift; done')
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("sh", "ar"):
+        (tools / name).symlink_to(shutil.which(name))
+
+    def build(nvcc: str | None = None, **environment: str) -> subprocess.CompletedProcess:
+        if nvcc is not None:
+            stub(tools / "nvcc", nvcc)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("CUDA", "R2D2FAST"))}
+        environment = {**clean, "CC": compiler, "CXX": compiler, "PATH": str(tools), **environment}
+        built = run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=source, env=environment)
+        built.libraries = {path.name.split(".")[0] for path in source.rglob("*.so")}
+        return built
+
+    return build
+
+
+class TestWithoutNvcc:
+    NVCC = "if [ $1 = --list-gpu-code ]; then printf 'sm_75\\nsm_80\\nsm_90\\n'; exit; fi"
+
+    def test_the_rest_is_built_and_the_message_says_what_cuda_tensors_take(self, quick_build):
+        built = quick_build()
+        assert built.returncode == 0, built.stderr
+        assert built.libraries == {"_C"}
+        assert "the CUDA kernels were not built (no nvcc on PATH nor under CUDA_HOME" in built.stderr
+        assert "CUDA tensors take the Triton kernels" in built.stderr
+
+    def test_the_same_where_nvcc_fails(self, quick_build):
+        built = quick_build(f"{self.NVCC}; echo 'nvcc fatal: Unsupported gcc' >&2; exit 1")
+        assert built.returncode == 0, built.stderr
+        assert built.libraries == {"_C"}
+        assert "failed: nvcc fatal: Unsupported gcc" in built.stderr
+
+    @pytest.mark.parametrize("nvcc", [None, f"{NVCC}; exit 1"])
+    def test_it_is_an_error_where_the_kernels_were_asked_for(self, quick_build, nvcc):
+        built = quick_build(nvcc, R2D2FAST_CUDA="1")
+        assert built.returncode != 0
+        assert "nvcc" in built.stderr
+
+    def test_they_can_be_left_out(self, quick_build):
+        built = quick_build(R2D2FAST_CUDA="0")
+        assert built.returncode == 0, built.stderr
+        assert built.libraries == {"_C"}
+        assert "CUDA" not in built.stderr
+
+    def test_other_values_are_refused(self, quick_build):
+        built = quick_build(R2D2FAST_CUDA="yes")
+        assert built.returncode != 0
+        assert "R2D2FAST_CUDA is 'yes'; accepted: auto, 0, 1" in built.stderr
+
+    @pytest.mark.parametrize(("archs", "wrong"), [("80;70", "70"), ("9.0 12.0", "120")])
+    def test_architectures_that_nvcc_does_not_know_are_named(self, quick_build, archs, wrong):
+        built = quick_build(self.NVCC, R2D2FAST_CUDA="1", R2D2FAST_CUDA_ARCHS=archs)
+        assert built.returncode != 0
+        assert f"{wrong} is none of those that" in built.stderr
+        assert "knows: 75, 80, 90" in built.stderr
+
+    @pytest.mark.parametrize(("archs", "flags"), [("", "80 90"), ("7.5,90", "75 90")])
+    def test_nvcc_is_asked_for_these_architectures_and_for_ptx_of_the_last(self, quick_build, tmp_path, archs, flags):
+        log = tmp_path / "log"
+        nvcc = f'{self.NVCC}; echo "$@" >> {log}; while [ "$1" ]; do if [ "$1" = -o ]; then : > "$2"; fi; shift; done'
+        built = quick_build(nvcc, R2D2FAST_CUDA="1", R2D2FAST_CUDA_ARCHS=archs)
+        assert built.returncode == 0, built.stderr
+        assert built.libraries == {"_C", "_cuda"}
+        compiled = log.read_text()
+        for arch in flags.split():
+            assert f"-gencode=arch=compute_{arch},code=sm_{arch} " in compiled
+        assert "code=compute_90 " in compiled
+        assert compiled.count("-gencode") == 3
+        assert "-Werror all-warnings" in compiled
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [((8, 6), [80, 90], True), ((9, 0), [80], True), ((7, 5), [80, 90], False), ((8, 0), [86, 90], False)],
+)
+def test_a_gpu_that_the_machine_code_is_not_for_is_named(monkeypatch, capability, built, runs):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "this GPU")
+    monkeypatch.setattr(native, "cuda", native.Library(types.SimpleNamespace(architectures=built), None))
+    problem = cuda._no_machine_code.__wrapped__(0)
+    if runs:
+        assert problem is None
+    else:
+        arch = "".join(map(str, capability))
+        assert problem.startswith(
+            f"the CUDA kernels were built for sm_{built[0]}, sm_{built[1]} and PTX of the last, and this"
+        )
+        assert f"R2D2FAST_CUDA_ARCHS={arch} pip install" in problem
+
+
+def test_without_triton_it_imports_and_says_so():
+    code = (
+        "import sys; sys.modules['triton'] = None;"
+        "import importlib.util; find = importlib.util.find_spec;"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a);"
+        "import r2d2fast; print(r2d2fast.backends()['triton'])"
+    )
+    status = run(sys.executable, "-c", code)
+    assert status.returncode == 0, status.stderr
+    assert "available=False, detail='triton is not installed; pip install triton'" in status.stdout
 
 
 def test_built_but_broken_is_another_message(tmp_path):

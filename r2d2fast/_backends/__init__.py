@@ -34,7 +34,7 @@ def choose(name: str, logits: Tensor, rows: Tensor) -> ModuleType:
 
 
 def _best(logits: Tensor, rows: Tensor) -> ModuleType:
-    reasons = []
+    reasons: list[str] = []
     for module in (cuda, triton) if logits.is_cuda else (cpu,):
         why_not = module.why_not(logits, rows)
         if why_not is None:

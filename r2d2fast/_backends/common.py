@@ -58,3 +58,11 @@ def unsupported_dtype(logits: Tensor, rows: Tensor) -> str | None:
     if logits.dtype in DTYPES and rows.dtype in DTYPES:
         return None
     return f"the kernels take float32, bfloat16 and float16; the logits are {logits.dtype}"
+
+
+def address_of(gradient: Tensor) -> int:
+    """Where an upstream gradient lies in memory; 0 if it has none: a batch of them (vmap over backward), a symbolic zero."""
+    try:
+        return gradient.data_ptr()
+    except RuntimeError:
+        return 0

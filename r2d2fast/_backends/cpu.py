@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from r2d2fast._backends import native
-from r2d2fast._backends.common import CLASS_LOSSES, DTYPES, BackendStatus, Step, unsupported_dtype
+from r2d2fast._backends.common import CLASS_LOSSES, DTYPES, BackendStatus, Step, address_of, unsupported_dtype
 from r2d2fast.reference import Bank, out_of_range
 
 
@@ -67,9 +67,6 @@ def predict(bank: Bank, index: Tensor, logits: Tensor) -> tuple[int, int]:
 
 def scale_gradient(grad: Tensor, grad_output: Tensor, grad_scale: float | Tensor, keep: bool) -> Tensor:
     native_module: Any = native.cpu.module
-    try:
-        if native_module.equals(grad_output.data_ptr(), grad_scale):
-            return grad
-    except RuntimeError:  # a batch of gradients (vmap over backward) has no memory to read
-        pass
+    if native_module.equals(address_of(grad_output), grad_scale):
+        return grad
     return grad * (grad_output / grad_scale)

@@ -1,12 +1,13 @@
 """The CUDA kernels on the tensors' device and PyTorch's current stream; nothing here waits for them."""
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from r2d2fast._backends import native
-from r2d2fast._backends.common import CLASS_LOSSES, DTYPES, BackendStatus, Step, unsupported_dtype
+from r2d2fast._backends.common import CLASS_LOSSES, DTYPES, BackendStatus, Step, address_of, unsupported_dtype
 from r2d2fast.errors import BackendError
 from r2d2fast.reference import Bank
 
@@ -15,10 +16,11 @@ def status() -> BackendStatus:
     problem = _no_device()
     if problem is not None:
         return BackendStatus(False, problem)
-    devices = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return BackendStatus(
-        True, f"CUDA C++ on CUDA tensors, built for {_module().architectures} (devices here: {devices})"
-    )
+    problems = [_no_machine_code(device) for device in range(torch.cuda.device_count())]
+    names = [torch.cuda.get_device_name(device) for device, problem in enumerate(problems) if problem is None]
+    if not names:
+        return BackendStatus(False, "; ".join(map(str, problems)))
+    return BackendStatus(True, f"CUDA C++ on CUDA tensors, built for {_built_for()} (devices here: {', '.join(names)})")
 
 
 def why_not(logits: Tensor, rows: Tensor) -> str | None:
@@ -27,7 +29,7 @@ def why_not(logits: Tensor, rows: Tensor) -> str | None:
         return problem
     if not logits.is_cuda:
         return f"the logits are on {logits.device}; these kernels are for CUDA tensors"
-    return unsupported_dtype(logits, rows)
+    return _no_machine_code(logits.device.index) or unsupported_dtype(logits, rows)
 
 
 def step(logits: Tensor, index: Tensor, bank: Bank, p: Step, statistics: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -57,11 +59,8 @@ def predict(bank: Bank, index: Tensor, logits: Tensor) -> tuple[int, int]:
 
 
 def scale_gradient(grad: Tensor, grad_output: Tensor, grad_scale: float | Tensor, keep: bool) -> Tensor:
-    try:
-        factor = grad_output.data_ptr()
-    except RuntimeError:  # a batch of gradients (vmap over backward) has no memory to read
-        factor = 0
-    if factor == 0:  # nor has a symbolic zero
+    factor = address_of(grad_output)
+    if factor == 0:
         return grad * (grad_output / grad_scale)
     # In place, so that a factor of 1 costs nothing, unless a second backward will want what forward has saved.
     out = torch.empty_like(grad) if keep else grad
@@ -84,6 +83,23 @@ def _no_device() -> str | None:
     if not torch.cuda.is_available():
         return "the CUDA kernels were built, but PyTorch finds no CUDA device here"
     return None
+
+
+@functools.cache
+def _no_machine_code(device: int) -> str | None:
+    """Machine code runs on later GPUs of its generation, the PTX of the last architecture on all later ones."""
+    major, minor = torch.cuda.get_device_capability(device)
+    arch, built = 10 * major + minor, _module().architectures
+    if arch >= built[-1] or any(one <= arch and one // 10 == major for one in built):
+        return None
+    return (
+        f"the CUDA kernels were built for {_built_for()}, and {torch.cuda.get_device_name(device)} is sm_{arch}; "
+        f"run R2D2FAST_CUDA_ARCHS={arch} pip install -e . again in the r2d2fast checkout"
+    )
+
+
+def _built_for() -> str:
+    return ", ".join(f"sm_{arch}" for arch in _module().architectures) + " and PTX of the last"
 
 
 def _batch(logits: Tensor, index: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
