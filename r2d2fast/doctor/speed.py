@@ -109,13 +109,12 @@ def _stepper(
     """Steps whose logits and rows are in no cache: other ones each time."""
     batch, classes = shape
     pool = _pool_bytes(device, quick)
-    rows = max(pool // (classes * dtype.itemsize) // 2, 2 * batch)
-    rows = min(rows, 1_000_000)
+    rows = max(pool // (2 * classes * dtype.itemsize), 2 * batch)
     bank = PseudoLabelBank(torch.full((rows,), -1), classes, dtype=dtype, device=device)
     bank.pseudo_logits.normal_()
-    count = max(2, min(64, pool // (4 * batch * classes * dtype.itemsize)))
+    count = max(2, min(64, rows // batch, pool // (4 * batch * classes * dtype.itemsize)))
     logits = torch.randn(count, batch, classes, device=device, dtype=dtype)
-    batches = [torch.randperm(rows, device=device)[:batch] for _ in range(count)]
+    batches = torch.randperm(rows, device=device)[: count * batch].view(count, batch)
     following: Iterator[tuple[Tensor, Tensor]] = itertools.cycle(zip(logits, batches, strict=True))
 
     def step() -> object:
