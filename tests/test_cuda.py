@@ -1,0 +1,318 @@
+"""What numbers do not show of the CUDA sources: launches, bytes, bounds, what a failure leaves behind (DESIGN.md, section 3).
+
+The tests that every backend shares run these sources too; what is wrong in them on purpose is in test_cuda_bugs.py.
+"""
+
+import itertools
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from r2d2fast import FusedD2Loss, PseudoLabelBank, d2_step, reference
+from r2d2fast._backends import cuda
+from r2d2fast.rounding import saturate
+from tests.cases import CLASS_LOSSES, DTYPES, make_bank
+from tests.cuda_host import backend
+from tests.cuda_host.backend import on_the_host
+from tests.cuda_host.guard import guarded
+from tests.cuda_host.host import ORDERS, Host, Report
+from tests.test_step import assert_agree
+
+# Either side of where a row takes more threads, or more elements a thread; 15, 63, 255, ... have room for an aligned row and not
+# for one whose first vector begins before it.
+CLASSES = (2, 10, 15, 16, 17, 32, 33, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 511, 512)
+CLASSES += (1000, 1001, 1023, 1024, 1025, 2047, 2048, 2049, 4095, 4097, 8191, 8192, 8193, 20011)
+MOST_IN_REGISTERS = 8192
+
+# What cuda.step() allocates, in the order in which the harness sees it after logits and index.
+GRAD, LOSS, RESULTS = "allocation 2", "allocation 3", "allocation 4"
+SCALED = "allocation 2"  # by cuda.scale_gradient()
+
+PAIRS = list(itertools.product(DTYPES, DTYPES))
+F32, BF16, F16 = DTYPES
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(threads: None) -> None:
+    """For tensors as small as these, PyTorch's threads take longer to meet than to work."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=ORDERS)
+def order(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def rows_for(width: int) -> int:
+    """A batch of two blocks or more, the last of them not full."""
+    threads = next((t for limit, t in ((16, 2), (32, 4), (64, 8), (128, 16), (1024, 32)) if width <= limit), 128)
+    return 128 // threads + 3
+
+
+def pad(bank: PseudoLabelBank) -> None:
+    """Moves the rows to lines of 128 bytes of their own, as bank.pinned_rows() has them; what is between is no number."""
+    rows = bank.pseudo_logits
+    line = 128 // rows.itemsize
+    pitch = -(-rows.shape[1] // line) * line
+    memory = torch.full((rows.shape[0] * pitch + line,), float("nan"), dtype=rows.dtype)
+    memory = memory[-memory.data_ptr() % 128 // rows.itemsize :][: rows.shape[0] * pitch]
+    assert memory.data_ptr() % 128 == 0
+    bank.pseudo_logits = memory.view(-1, pitch)[:, : rows.shape[1]].copy_(rows)
+
+
+def make(
+    layout: str, classes: int, dtypes: tuple[torch.dtype, torch.dtype], size: float = 3.0, **options
+) -> tuple[Tensor, Tensor, PseudoLabelBank]:
+    """Logits, index and a bank with rows that are not in the batch.
+
+    "alike": logits, gradient and bank of a row are equally misaligned, so that an odd number of classes has vectors with every
+    length of head and tail. "different": no two of them are, and a third of the samples is labelled. "padded": each row of the
+    bank on lines of its own. "duplicates": samples that come up to four times, in one block and in several.
+    """
+    rows = rows_for(classes)
+    bank = make_bank(rows + 6, classes, labelled_every=0 if layout == "alike" else 3, dtype=dtypes[1], **options)
+    index = torch.arange(rows) if layout == "alike" else torch.randperm(rows + 6)[:rows]
+    if layout == "duplicates":
+        index[0], index[2] = 1, 2
+        index[-2:] = index[:2]
+        index[rows // 2] = 1
+    logits = (torch.randn(rows, classes) * size).to(dtypes[0])
+    if layout == "different":
+        logits = torch.zeros(rows, classes + 3, dtype=dtypes[0])[:, 1 : classes + 1].copy_(logits)
+    if layout == "padded":
+        pad(bank)
+    return logits, index, bank
+
+
+def check_step(
+    host: Host,
+    order: str,
+    classes: int,
+    layout: str = "alike",
+    dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32),
+    class_loss: str = "kl_reverse",
+    update: bool = True,
+    size: float = 3.0,
+) -> None:
+    """One launch, with the definition's numbers, that reads and writes what it must, once."""
+    logits, index, bank = make(layout, classes, dtypes, size)
+    exact_bank = make("alike" if layout == "alike" else "different", classes, dtypes)[2]
+    options = {
+        "class_loss": class_loss,
+        "label_lr": 40.0,
+        "normalizer": 4.0,
+        "update_normalizer": 3.0,
+        "update": update,
+    }
+    with on_the_host(host, order) as reports:
+        loss, grad = d2_step(logits, index, bank, backend="cuda", **options)
+    assert [report.launches for report in reports] == [1], "launches"
+    exact = reference.d2_step(logits, index, exact_bank, **options)
+    assert_agree((loss, grad, bank), (*exact[:2], exact_bank), label_lr=40.0, scale=max(size / 3, 1.0))
+    assert bank.status.tolist() == [0, 0], "status"
+    assert int(bank.step) == update, "updates counted"
+    check_counts(reports[0], index, bank, class_loss, update)
+
+
+def check_counts(report: Report, index: Tensor, bank: PseudoLabelBank, class_loss: str, update: bool) -> None:
+    in_registers = bank.pseudo_logits.stride(0) <= MOST_IN_REGISTERS
+    passes = 1 if in_registers else 3 if class_loss == "mse" else 2
+    assert (report.reads("logits") == passes).all(), "reads of the logits"
+    assert (report.reads(GRAD) == 0).all(), "reads of the gradient"
+    assert (report.writes(GRAD) == 1).all(), "writes of the gradient"
+    assert report.writes(LOSS).item() == 1, "writes of the loss"
+    assert (report.writes(RESULTS) == 1).all(), "writes of the row losses"
+    assert (report.reads(RESULTS) == 1).all(), "reads of the row losses"
+    assert report.writes("step").item() == update, "writes of the step counter"
+    # Rows of samples outside the batch and of labelled ones stay at 0; the padding of a row written is written with it.
+    owned, times = bank.slots[index.unique()], index.unique(return_counts=True)[1]
+    reads = torch.zeros(len(bank.pseudo_logits), 1, dtype=torch.int32)
+    # An update has the occurrences of a sample share the read; without one they are strangers to each other.
+    each = torch.ones_like(times) if update and in_registers else times * passes
+    reads[owned[owned >= 0].long(), 0] = each[owned >= 0].int()
+    counted, classes = report.reads("pseudo_logits"), bank.num_classes
+    assert (counted[:, :classes] == reads).all(), "reads of the bank"
+    assert (counted[:, classes:] <= reads).all(), "reads of the bank's padding"
+    assert (report.writes("pseudo_logits") == reads.clamp_max(int(update))).all(), "writes of the bank"
+
+
+@pytest.mark.parametrize("layout", ["alike", "different", "padded"])
+@pytest.mark.parametrize("classes", CLASSES)
+def test_a_step_is_one_launch_and_one_pass(cuda_host: Host, classes: int, layout: str) -> None:
+    """Every pair of dtypes; loss and order go round, so that every regime sees every loss in every order and layout."""
+    shift = CLASSES.index(classes)
+    for k, dtypes in enumerate(PAIRS if classes < 2048 else PAIRS[shift % 2 :: 2]):
+        check_step(cuda_host, ORDERS[(k + shift) % 3], classes, layout, dtypes, CLASS_LOSSES[(k // 3 + k + shift) % 3])
+
+
+@pytest.mark.parametrize("classes", [10, 33, 129, 1000, 1025, 8193])
+def test_without_an_update_the_bank_is_read_only(cuda_host: Host, order: str, classes: int) -> None:
+    for layout in ("alike", "padded", "duplicates"):
+        check_step(cuda_host, order, classes, layout, update=False)
+
+
+@pytest.mark.parametrize("classes", [7, 10, 33, 129, 1001, 1025, 8193])
+def test_duplicates_share_one_read_and_one_write(cuda_host: Host, order: str, classes: int) -> None:
+    for dtypes, class_loss in zip(((F32, F32), (BF16, F16), (F16, F32)), CLASS_LOSSES, strict=True):
+        check_step(cuda_host, order, classes, "duplicates", dtypes, class_loss)
+
+
+@pytest.mark.parametrize("classes", [10, 100, 1000, 2000, 9000])
+def test_logits_with_gaps_beyond_the_range_of_exp(cuda_host: Host, order: str, classes: int) -> None:
+    check_step(cuda_host, order, classes, size=200.0)
+
+
+@pytest.mark.parametrize("classes", [10, 1000, 2000, 9000])
+def test_labelled_samples_touch_no_bank_memory(cuda_host: Host, order: str, classes: int) -> None:
+    bank = make_bank(12, classes)
+    index = torch.tensor([0, 3, 9, 6, 3])
+    with on_the_host(cuda_host, order) as reports:
+        d2_step(torch.randn(5, classes), index, bank, backend="cuda")
+        bank.predict_(index, torch.randn(5, classes), "cuda")
+    assert len(reports) == 2
+    for report in reports:
+        assert report.reads("pseudo_logits").sum() + report.writes("pseudo_logits").sum() == 0
+    assert reports[1].reads("logits").sum() == 0
+
+
+def check_stochastic(
+    host: Host, order: str, classes: int, layout: str, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """The definition's random bits, whatever the access; an element near the edge between two may fall on the other side."""
+    logits, index, bank = make(layout, classes, dtypes, rounding="stochastic", seed=2**40 + 7, scale=0.01)
+    kind = "alike" if layout == "alike" else "different"
+    exact = make(kind, classes, dtypes, rounding="stochastic", seed=2**40 + 7, scale=0.01)[2]
+    differing = 0
+    for _ in range(2):
+        with on_the_host(host, order):
+            d2_step(logits, index, bank, label_lr=5.0, backend="cuda")
+        reference.d2_step(logits, index, exact, label_lr=5.0)
+        differing += int((bank.pseudo_logits != exact.pseudo_logits).sum())
+        bank.pseudo_logits.copy_(exact.pseudo_logits)
+    assert differing <= 3 + 0.004 * logits.numel(), f"{differing} elements rounded otherwise"
+    assert int(bank.step) == 2, "updates counted"
+
+
+@pytest.mark.parametrize("layout", ["alike", "different", "padded", "duplicates"])
+@pytest.mark.parametrize("classes", [10, 15, 129, 1000, 2049, 8200])
+def test_stochastic_rounding_by_vectors_and_by_elements(cuda_host: Host, classes: int, layout: str) -> None:
+    for order, dtypes in zip(ORDERS, ((F32, BF16), (BF16, F16), (F16, BF16)), strict=True):
+        check_stochastic(cuda_host, order, classes, layout, dtypes)
+
+
+class TestPredict:
+    def check(self, host: Host, order: str, classes: int, layout: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+        logits, index, bank = make(layout, classes, dtypes)
+        logits[1] *= 1e4  # beyond float16's range
+        logits = logits.clamp(-6e4, 6e4) if dtypes[0] == F16 else logits
+        before, slots = bank.pseudo_logits.clone(), bank.slots[index].long()
+        with on_the_host(host, order) as reports:
+            bank.predict_(index, logits, "cuda")
+        assert [report.launches for report in reports] == [1], "launches"
+        written = (slots >= 0) & reference.last_occurrence(slots)
+        before[slots[written]] = saturate(logits[written].double(), dtypes[1])
+        assert torch.equal(bank.pseudo_logits, before), "bank"
+        reads, writes = reports[0].reads("logits"), reports[0].writes("pseudo_logits")
+        assert (reads == 2 * written[:, None]).all(), "reads of the logits"
+        rows = torch.zeros(len(writes), 1, dtype=torch.int32)
+        rows[slots[written]] = 1
+        assert (writes == rows).all(), "writes of the bank"
+        assert reports[0].reads("pseudo_logits").sum() == 0, "reads of the bank"
+        assert bank.status.tolist() == [0, 0], "status"
+
+    @pytest.mark.parametrize("layout", ["alike", "different", "padded", "duplicates"])
+    @pytest.mark.parametrize("classes", [2, 10, 15, 100, 255, 257, 1001, 3000])
+    def test_sets_rows_in_one_launch(self, cuda_host: Host, classes: int, layout: str) -> None:
+        for k, dtypes in enumerate(PAIRS):
+            self.check(cuda_host, ORDERS[k % 3], classes, layout, dtypes)
+
+
+# Vectors that begin before the row and that end after it, and both.
+GUARDED = pytest.mark.parametrize("classes", [7, 10, 33, 129, 255, 1001, 1025, 8195])
+
+
+@GUARDED
+@pytest.mark.parametrize("edge", ["start", "end"])
+@pytest.mark.parametrize("watched", [True, False])
+def test_nothing_is_touched_beyond_the_edges_of_memory(cuda_host: Host, classes: int, edge: str, watched: bool) -> None:
+    """Inaccessible pages see what the harness may not: accesses that the compiler did not instrument."""
+    like = torch.empty_like
+
+    def guarded_like(tensor: Tensor, **options) -> Tensor:
+        return guarded(torch.zeros(tensor.shape, dtype=tensor.dtype), edge)
+
+    limit = backend.WATCHED_ELEMENTS if watched else 0
+    for k, dtypes in enumerate(PAIRS[:: 2 if watched else 1]):
+        logits, index, bank = make("alike", classes, dtypes)
+        bank.pseudo_logits = guarded(bank.pseudo_logits[: len(index)], edge)
+        bank.slots = bank.slots[: len(index)]
+        logits = guarded(logits, edge)
+        with (
+            mock.patch.object(backend, "WATCHED_ELEMENTS", limit),
+            on_the_host(cuda_host, ORDERS[k % 3]),
+            mock.patch.object(torch, "empty_like", guarded_like),
+        ):
+            for class_loss in CLASS_LOSSES:
+                grad = d2_step(logits, index, bank, class_loss=class_loss, backend="cuda")[1]
+            bank.predict_(index, logits, "cuda")
+            for keep in (True, False):
+                cuda.scale_gradient(grad, torch.tensor(2.0), 1.0, keep)
+        assert grad.data_ptr() % 4096 in (0, 4096 - grad.nbytes % 4096)
+        assert torch.empty_like is like
+
+
+def check_scaled(
+    host: Host, order: str, size: int, dtype: torch.dtype, factor: float, keep: bool, offset: int = 0
+) -> None:
+    """The kernel of backward, with grad_scale as a tensor as well as a number."""
+    for scale in (2.0, torch.tensor(2.0)):
+        memory = torch.randn(size + offset).to(dtype)
+        grad, before = memory[offset:], memory.clone()
+        with on_the_host(host, order) as reports:
+            out = cuda.scale_gradient(grad, torch.tensor(2.0 * factor), scale, keep)
+        assert [report.launches for report in reports] == [1], "launches"
+        assert torch.equal(out, (before[offset:].float() * factor).to(dtype)), "gradient"
+        touched = int(factor != 1 or keep)
+        assert (reports[0].reads("grad") == touched).all(), "reads of the gradient"
+        if keep:
+            assert torch.equal(memory, before), "the saved gradient"
+            assert (reports[0].writes("grad") == 0).all(), "writes of the saved gradient"
+            assert (reports[0].writes(SCALED) == 1).all(), "writes of the gradient"
+        else:
+            assert out.data_ptr() == grad.data_ptr(), "in place"
+            assert (reports[0].writes("grad") == touched).all(), "writes of the gradient"
+
+
+class TestBackward:
+    @pytest.mark.parametrize("keep", [True, False])
+    @pytest.mark.parametrize("factor", [1.0, 0.5, 0.0])
+    @pytest.mark.parametrize("size", [1, 7, 255, 256, 1023, 1024, 1029, 5000])
+    def test_a_factor_of_one_costs_nothing(self, cuda_host: Host, size: int, factor: float, keep: bool) -> None:
+        for dtype, order in zip(DTYPES, ORDERS, strict=True):
+            for offset in (0, 1, 8):
+                check_scaled(cuda_host, order, size, dtype, factor, keep, offset)
+
+    @pytest.mark.parametrize("in_tensor", [True, False])
+    def test_each_of_forward_and_backward_is_one_launch(self, cuda_host: Host, order: str, in_tensor: bool) -> None:
+        logits, bank = torch.randn(9, 100).half().requires_grad_(), make_bank(9, 100)
+        scale = torch.tensor(1024.0) if in_tensor else 1024.0
+        with on_the_host(cuda_host, order) as reports:
+            loss = FusedD2Loss(bank, backend="cuda")(logits, torch.arange(9), grad_scale=scale)
+            saved = loss.grad_fn.saved_tensors[0].clone()
+            after_forward = bank.pseudo_logits.clone()
+            (loss * 1024).backward(retain_graph=True)
+            assert torch.equal(loss.grad_fn.saved_tensors[0], saved)
+            first = logits.grad.clone()
+            logits.grad = None
+            (loss * 1024).backward()
+        assert [report.launches for report in reports] == [1, 1, 1]
+        assert torch.equal(first, saved)
+        assert torch.equal(logits.grad, saved)
+        assert torch.equal(bank.pseudo_logits, after_forward)
+        # Kept, it had to be copied; the second time its factor of 1 was all that was read.
+        assert (reports[1].reads("grad") == 1).all()
+        assert (reports[1].writes("grad") == 0).all()
+        assert reports[2].reads("grad").sum() + reports[2].writes("grad").sum() == 0
+        assert reports[2].reads("grad_output").sum() > 0

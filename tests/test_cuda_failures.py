@@ -1,0 +1,190 @@
+"""What the CUDA sources do where something is wrong, and scalars on the device (DESIGN.md, section 3, rules 6 and 7)."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from r2d2fast import BackendError, BankError, d2_step, reference
+from r2d2fast._backends import cuda
+from r2d2fast._backends.common import Step
+from tests.cases import CLASS_LOSSES, DTYPES
+from tests.cuda_host.backend import on_the_host
+from tests.cuda_host.host import ORDERS, Host
+from tests.test_cuda import make, rows_for
+from tests.test_step import assert_agree
+
+F32, BF16, F16 = DTYPES
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(threads: None) -> None:
+    torch.set_num_threads(1)  # as in test_cuda.py
+
+
+@pytest.fixture(params=ORDERS)
+def order(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+class TestFailingLaunches:
+    MESSAGE = (
+        r"could not be launched: cudaErrorLaunchOutOfResources \(.+\); `python -m r2d2fast.doctor` checks this device"
+    )
+
+    @pytest.mark.parametrize("call", ["step", "predict", "scale"])
+    def test_is_a_backend_error_and_leaves_everything_as_it_was(self, cuda_host: Host, order: str, call: str) -> None:
+        logits, index, bank = make("different", 100, (F32, F32))
+        before, grad = bank.pseudo_logits.clone(), torch.ones(10)
+
+        def run() -> object:
+            if call == "step":
+                return d2_step(logits, index, bank, backend="cuda")
+            if call == "predict":
+                return bank.predict_(index, logits, "cuda")
+            return cuda.scale_gradient(grad, torch.tensor(3.0), 1.0, False)
+
+        what = {"step": "D2 step", "predict": "prediction", "scale": "gradient"}[call]
+        with on_the_host(cuda_host, order) as reports:
+            cuda_host.fail_next_launch(701)
+            with pytest.raises(BackendError, match=f"the {what} kernel {self.MESSAGE}"):
+                run()
+            assert torch.equal(bank.pseudo_logits, before)
+            assert (bank.step.item(), *bank.status.tolist()) == (0, 0, 0)
+            assert (grad == 1).all()
+            run()
+        assert len(reports) == 2
+        assert not torch.equal(bank.pseudo_logits, before) or call == "scale"
+        assert (grad == 3).all() or call != "scale"
+
+
+VALUES = {"alpha": 0.3, "beta": 0.07, "label_lr": 123.0, "grad_scale": 48.0}
+
+
+class TestDeviceScalars:
+    """A captured graph replays with what the tensors hold by then."""
+
+    def run(self, host: Host, order: str, classes: int, class_loss: str, values: dict[str, float | Tensor]) -> tuple:
+        torch.manual_seed(0)
+        logits, index, bank = make("different", classes, (F32, F32))
+        before = bank.pseudo_logits.clone()
+        step = Step(*values.values(), class_loss, 4.0, 3.0, True)
+        with on_the_host(host, order) as reports:
+            loss, grad = cuda.step(logits, index, bank, step, None)
+        assert len(reports) == 1
+        assert bank.status.tolist() == [0, 0]
+        return loss, grad, bank.pseudo_logits, before
+
+    @pytest.mark.parametrize("class_loss", CLASS_LOSSES)
+    @pytest.mark.parametrize("classes", [10, 100, 1000, 1025, 8193])
+    def test_give_the_same_bits_as_numbers(self, cuda_host: Host, order: str, classes: int, class_loss: str) -> None:
+        numbers = self.run(cuda_host, order, classes, class_loss, VALUES)
+        assert not torch.equal(numbers[2], numbers[3])
+        tensors = {name: torch.tensor(value) for name, value in VALUES.items()}
+        one_tensor = {**VALUES, "beta": tensors["beta"]}
+        for values in (tensors, one_tensor):
+            for ours, expected in zip(self.run(cuda_host, order, classes, class_loss, values), numbers, strict=True):
+                assert torch.equal(ours, expected)
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("name", VALUES)
+    @pytest.mark.parametrize("classes", [10, 1000, 1025, 8193])
+    def test_one_that_is_not_finite_touches_no_row(self, cuda_host: Host, classes: int, name: str, bad: float) -> None:
+        values = {**VALUES, name: torch.tensor(bad)}
+        loss, grad, rows, before = self.run(cuda_host, "permuted", classes, "kl_reverse", values)
+        assert loss.isnan()
+        assert grad.isnan().all()
+        assert torch.equal(rows, before)
+
+
+def check_bad_index(host: Host, order: str, classes: int, bad: int, dtype: torch.dtype = torch.int64) -> None:
+    """On a GPU nothing waits for the kernel, so that it goes on; labelled samples, duplicates and all others come out right."""
+    logits, index, bank = make("duplicates", classes, (F32, F32))
+    good = torch.arange(len(index)) != 3
+    index[3] = bad
+    exact_bank = make("different", classes, (F32, F32))[2]
+    step = {"label_lr": 40.0, "normalizer": 4.0}
+    with on_the_host(host, order) as reports:
+        loss, grad = d2_step(logits, index.to(dtype), bank, backend="cuda", **step)
+        assert bank.status.tolist() == [0, 1], "status"
+        exact = reference.d2_step(logits[good], index[good], exact_bank, **step)
+        assert loss.isnan(), "loss"
+        assert grad[3].isnan().all(), "gradient of the bad row"
+        assert_agree((exact[0], grad[good], bank), (*exact[:2], exact_bank), label_lr=40.0)
+        owned = bank.slots[index[good].unique()]
+        written = torch.zeros(len(bank.pseudo_logits), 1, dtype=torch.int32)
+        written[owned[owned >= 0].long()] = 1
+        assert (reports[0].writes("pseudo_logits") == written).all(), "writes of the bank"
+        assert (reports[0].reads("logits")[3] == 0).all(), "reads of the bad row"
+        # The problem stays when a later step has none, until the bank is loaded anew.
+        d2_step(logits[good], index[good].to(dtype), bank, backend="cuda", **step)
+        assert bank.status.tolist() == [0, 1], "status"
+        with pytest.raises(BankError, match=r"met an index outside \[0, M\) since"):
+            bank.check()
+        bank.load_state_dict(bank.state_dict())
+        bank.check()
+        bank.predict_(index.to(dtype), logits, "cuda")
+        assert bank.status.tolist() == [0, 1], "status"
+        with pytest.raises(BankError, match=r"met an index outside \[0, M\) since"):
+            bank.check()
+
+
+class TestBadInputs:
+    """Rule 6, as it is on this backend."""
+
+    @pytest.mark.parametrize("bad", [-1, "size", 2**31 - 1, -(2**31), 2**33 + 1, -(2**62)])
+    @pytest.mark.parametrize("classes", [10, 100, 1000, 1025, 8193])
+    def test_an_index_out_of_range(self, cuda_host: Host, order: str, classes: int, bad: int | str) -> None:
+        value = rows_for(classes) + 6 if isinstance(bad, str) else bad
+        check_bad_index(cuda_host, order, classes, value)
+        if abs(value) < 2**31:
+            check_bad_index(cuda_host, order, classes, value, torch.int32)
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+    @pytest.mark.parametrize("classes", [10, 100, 1001, 3000])
+    def test_predictions_that_are_not_finite(self, cuda_host: Host, order: str, classes: int, bad: float) -> None:
+        logits, index, bank = make("padded", classes, (F32, BF16))
+        index[2] = 1  # unlabelled, as is 2
+        index[-1] = 2
+        logits[2, classes - 1] = logits[-1, 0] = bad
+        before, slots = bank.pseudo_logits.clone(), bank.slots[index].long()
+        with on_the_host(cuda_host, order) as reports:
+            bank.predict_(index, logits, "cuda")
+            assert bank.status.tolist() == [0, 2]
+            good = (slots >= 0) & reference.last_occurrence(slots) & logits.isfinite().all(1)
+            before[slots[good]] = logits[good].bfloat16()
+            assert torch.equal(bank.pseudo_logits, before)
+            d2_step(logits.nan_to_num(), index, bank, backend="cuda")
+            assert bank.status.tolist() == [0, 2]
+            with pytest.raises(BankError, match=r"met predictions that are not finite since"):
+                bank.check()
+            index[0] = -1
+            d2_step(logits, index, bank, backend="cuda")
+        assert bank.status.tolist() == [0, 3]
+        assert [report.launches for report in reports] == [1, 1, 1]
+        with pytest.raises(BankError, match=r"an index outside \[0, M\) and predictions that are not finite"):
+            bank.check()
+        bank.load_state_dict(bank.state_dict())
+        bank.check()
+
+    @pytest.mark.parametrize("where", ["logits", "bank"])
+    @pytest.mark.parametrize("classes", [10, 33, 129, 1000, 1025, 8193])
+    def test_a_row_that_is_not_finite_is_not_written(
+        self, cuda_host: Host, order: str, classes: int, where: str
+    ) -> None:
+        check_bad_row(cuda_host, order, classes, where)
+
+
+def check_bad_row(host: Host, order: str, classes: int, where: str, class_loss: str = "kl_reverse") -> None:
+    logits, index, bank = make("alike", classes, (F32, F32))
+    (logits if where == "logits" else bank.pseudo_logits)[1, classes // 2] = float("nan")
+    before = bank.pseudo_logits[1].clone()
+    with on_the_host(host, order) as reports:
+        loss, grad = d2_step(logits, index, bank, class_loss=class_loss, backend="cuda")
+    assert loss.isnan(), "loss"
+    assert (grad.isnan().all(1) == (index == 1)).all(), "gradient"
+    assert torch.equal(bank.pseudo_logits[1].nan_to_num(), before.nan_to_num()), "bank"
+    writes = torch.zeros(len(bank.pseudo_logits), 1, dtype=torch.int32)
+    writes[index] = 1
+    writes[1] = 0
+    assert (reports[0].writes("pseudo_logits") == writes).all(), "writes of the bank"
+    assert bank.status.tolist() == [0, 0], "status"
