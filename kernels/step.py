@@ -5,7 +5,7 @@ import triton.language as tl
 from r2d2fast.kernels.batch import any_of, is_finite, locate, search, value_of
 from r2d2fast.kernels.rounding import to_bank
 from r2d2fast.kernels.rows import below, derive, deviations_of, largest_of, losses_of, rebase, sums_of
-from r2d2fast.kernels.tiles import alignment, tile_of
+from r2d2fast.kernels.tiles import alignment, options_of, tile_of
 from torch import Tensor
 
 from r2d2fast.reference import Bank
@@ -244,6 +244,5 @@ def step(
         logits, logits.stride(0), index, size, rows, rows.stride(0), bank.slots, len(bank.slots), bank.step, bank.status,
         bank.label_scale, bank.seed, grad, loss, results, statistics, *scalars, *normalizers,
         classes, class_loss, update, bank.rounding == "stochastic", tile.rows, tile.block, tile.span,
-        alignment(logits), alignment(rows), num_warps=tile.warps,
-        enable_fp_fusion=True,  # a·b + c in one rounding, as the other kernels have it; off by default from Triton 3.10
+        alignment(logits), alignment(rows), **options_of(tile),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 ONE_READ = 8192
@@ -18,12 +19,12 @@ class Tile(NamedTuple):
 
 
 def tile_of(classes: int) -> Tile:
-    """Eight elements of ŷ and ỹ a thread, sixteen from 4097 columns: they and their exponentials fit into its registers.
-
-    At most eight rows: a thread of a search keeps something of each.
+    """Four elements of ŷ and ỹ a thread up to 128 columns, eight up to 4096, then sixteen: they, their exponentials and what a
+    thread keeps of each row fit into its registers. Several rows have one warp: on AMD the ticket of :func:`step.sum_up` waits
+    for the stores of its own wavefront alone.
     """
     block = 1 << (classes - 1).bit_length() if classes <= ONE_READ else PIECE
-    rows = min(max(256 // block, 1), 8)
+    rows = min(max(128 // block, 1), 4)
     return Tile(rows, block, min(max(block // 256, 1), 16), 512 // rows)
 
 
@@ -32,3 +33,13 @@ def alignment(rows: Tensor) -> int:
     The strides themselves are no constants, so that a new one compiles nothing."""
     stride = rows.stride(0) | 16
     return stride & -stride
+
+
+def options_of(tile: Tile) -> dict[str, int | bool]:
+    """How to compile a step: with a·b + c in one rounding, as the other kernels have it (off by default from Triton 3.10)."""
+    options: dict[str, int | bool] = {"num_warps": tile.warps, "enable_fp_fusion": True}
+    if tile.warps < 4 and torch.version.hip is None:
+        options["maxnreg"] = (
+            128  # left to itself, NVIDIA's assembler takes 72 and spills some, for more programs at once
+        )
+    return options

@@ -16,7 +16,7 @@ import triton
 from r2d2fast.kernels.predict import predict_kernel
 from r2d2fast.kernels.scale import BLOCK, scale_kernel
 from r2d2fast.kernels.step import long_step_kernel, step_kernel
-from r2d2fast.kernels.tiles import tile_of
+from r2d2fast.kernels.tiles import options_of, tile_of
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -41,8 +41,8 @@ class Variant(NamedTuple):
     statistics: bool = True
 
 
-def source_of(v: Variant) -> tuple[ASTSource, int]:
-    """What the launcher would compile for contiguous, aligned tensors, and its number of warps."""
+def source_of(v: Variant) -> tuple[ASTSource, dict[str, Any]]:
+    """What the launcher would compile for contiguous, aligned tensors, and how."""
     tile = tile_of(v.classes)
     align = (v.classes | 16) & -(v.classes | 16)
     types = {
@@ -59,18 +59,19 @@ def source_of(v: Variant) -> tuple[ASTSource, int]:
         "ROWS": tile.rows, "BLOCK": tile.block, "SPAN": tile.span, "LOGITS_ALIGN": align, "ROWS_ALIGN": align,
         "IN_PLACE": True, "statistics": None,
     }  # fmt: skip
-    warps = tile.warps
     if v.kernel == "scale":
-        kernel, warps, constants["BLOCK"] = scale_kernel, 4, BLOCK
+        kernel, options, constants["BLOCK"] = scale_kernel, {"num_warps": 4}, BLOCK
     elif v.kernel == "predict":
-        kernel = predict_kernel
+        kernel, options = predict_kernel, {"num_warps": tile.warps}
     else:
-        kernel = step_kernel if v.classes <= tile.block else long_step_kernel
+        kernel, options = step_kernel if v.classes <= tile.block else long_step_kernel, options_of(tile)
+    if v.target == "gfx942":
+        options.pop("maxnreg", None)
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     divisible = [name for name, type_ in signature.items() if type_[0] == "*"] + ["size"] * (v.kernel == "scale")
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible}
     chosen = {name: constants[name] for name, type_ in signature.items() if type_ == "constexpr"}
-    return ASTSource(kernel, signature, chosen, attributes), warps
+    return ASTSource(kernel, signature, chosen, attributes), options
 
 
 def cuda_report(cubin: bytes) -> dict[str, Any]:
@@ -107,10 +108,10 @@ def hip_report(assembly: str) -> dict[str, Any]:
 
 
 def report(v: Variant) -> dict[str, Any]:
-    source, warps = source_of(v)
-    compiled = triton.compile(source, TARGETS[v.target], {"num_warps": warps, "enable_fp_fusion": True})
+    source, options = source_of(v)
+    compiled = triton.compile(source, TARGETS[v.target], options)
     found = hip_report(compiled.asm["amdgcn"]) if v.target == "gfx942" else cuda_report(compiled.asm["cubin"])
-    return {**v._asdict(), "warps": warps, **found}
+    return {**v._asdict(), "warps": options["num_warps"], **found}
 
 
 def reports(variants: list[Variant]) -> list[dict[str, Any]]:
