@@ -253,7 +253,8 @@ def pinned_rows(rows: int, classes: int, dtype: torch.dtype, device: torch.devic
         reason = f"got device {str(device)!r}" if torch.cuda.is_available() else "PyTorch finds none here"
         raise ValueError(f"storage 'pinned' is for the kernels of a GPU, and {reason}; use 'device' or a path")
     line = 128 // dtype.itemsize
-    host = torch.zeros(max(rows, 1), -(-classes // line) * line, dtype=dtype, pin_memory=True)
+    with torch.cuda.device(device):  # the one that the memory is then said to belong to
+        host = torch.zeros(max(rows, 1), -(-classes // line) * line, dtype=dtype, pin_memory=True)
     return torch.as_tensor(_DeviceView(host), device=device).view(dtype)[:rows, :classes]
 
 

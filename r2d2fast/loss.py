@@ -1,15 +1,13 @@
 """The D2 loss: :class:`FusedD2Loss` for training loops with autograd, :func:`d2_step` for those without."""
 
-import math
 import warnings
-from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from r2d2fast import operators
 from r2d2fast._backends import choose
-from r2d2fast._backends.common import CLASS_LOSSES, SCALARS, STATISTICS, Step
+from r2d2fast._backends.common import STATISTICS, Step
 from r2d2fast.bank import PseudoLabelBank
 
 
@@ -58,38 +56,8 @@ def d2_step(
     step = Step(alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update)
     if torch.compiler.is_compiling():
         return operators.run_compiled(logits, index, bank, step, None, backend)
-    _check_scalars(step, bank)
+    operators.check_scalars(step, bank)
     return operators.run(choose(backend, logits, bank.pseudo_logits), logits, index, bank, step, None)
-
-
-def _check_scalars(step: Step, bank: PseudoLabelBank) -> None:
-    numbers: Iterable[float | Tensor] = step[:4]
-    if Tensor in map(type, numbers):
-        numbers = _known_numbers(step, bank)
-    alpha, beta, label_lr, grad_scale = numbers
-    divisors = {"normalizer": step.normalizer, "update_normalizer": step.update_normalizer, "grad_scale": grad_scale}
-    # One NaN here would overwrite every row of the batch in the bank.
-    if not math.isfinite(alpha + beta + label_lr):
-        raise ValueError(f"alpha is {alpha}, beta is {beta}, label_lr is {label_lr}; they must be finite")
-    if not all(value is None or 0 < value < math.inf for value in divisors.values()):
-        given = ", ".join(f"{name} is {value}" for name, value in divisors.items() if value is not None)
-        raise ValueError(f"{given}; they must be positive and finite")
-    if step.class_loss not in CLASS_LOSSES:
-        raise ValueError(f"class_loss is {step.class_loss!r}; accepted: {', '.join(CLASS_LOSSES)}")
-
-
-def _known_numbers(step: Step, bank: PseudoLabelBank) -> Iterator[float]:
-    """The scalars as numbers, 1 for those on a GPU: reading them would make the host wait, so the kernel checks them."""
-    for name in SCALARS:
-        value = getattr(step, name)
-        if isinstance(value, Tensor) and (
-            value.dim() != 0 or value.dtype != torch.float32 or value.device != bank.device
-        ):
-            raise ValueError(
-                f"{name} is a {value.dtype} tensor of shape {list(value.shape)} on {value.device}; "
-                f"pass a number, or a float32 tensor of shape [] on {bank.device}"
-            )
-        yield 1.0 if isinstance(value, Tensor) and value.is_cuda else float(value)
 
 
 class FusedD2Loss(torch.nn.Module):
@@ -123,7 +91,9 @@ class FusedD2Loss(torch.nn.Module):
         statistics: bool = False,
     ) -> None:
         super().__init__()
-        _check_scalars(Step(alpha, beta, label_lr, 1.0, class_loss, normalizer, update_normalizer, False), bank)
+        operators.check_scalars(
+            Step(alpha, beta, label_lr, 1.0, class_loss, normalizer, update_normalizer, False), bank
+        )
         if alpha <= beta:
             warnings.warn(
                 f"alpha={alpha} <= beta={beta}: by Theorem 1 of the paper, p̃ = exp(-L/alpha) p̂^(1 - beta/alpha), so that "
@@ -170,7 +140,7 @@ class FusedD2Loss(torch.nn.Module):
                 "FusedD2Loss writes to its bank and cannot run inside torch.func transforms (grad, vmap, jvp); "
                 "call loss.backward(), or r2d2fast.d2_step for the gradient in closed form"
             )
-        _check_scalars(step, self.bank)
+        operators.check_scalars(step, self.bank)
         module = choose(self.backend, logits, self.bank.pseudo_logits)
         return _D2Loss.apply(logits, index, self.bank, step, self._statistics, module)
 

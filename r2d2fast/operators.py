@@ -5,14 +5,15 @@ Eager code calls :func:`run`. ``torch.compile``, by :func:`run_compiled`, reache
 has the derivative.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from r2d2fast._backends import choose
-from r2d2fast._backends.common import SCALARS, BankTensors, Step
+from r2d2fast._backends.common import CLASS_LOSSES, SCALARS, BankTensors, Step
 from r2d2fast.reference import Bank
 
 
@@ -42,11 +43,48 @@ def check_index(index: Tensor) -> None:
         raise TypeError(f"index is {index.dtype}; pass int64 or int32 sample numbers")
 
 
+def check_scalars(step: Step, bank: Bank) -> None:
+    """ValueError for a weight, divisor or class loss that has no meaning or would harm the bank."""
+    numbers: Iterable[float | Tensor] = step[:4]
+    if Tensor in map(type, numbers):
+        numbers = _known_numbers(step, bank)
+    alpha, beta, label_lr, grad_scale = numbers
+    divisors = {"normalizer": step.normalizer, "update_normalizer": step.update_normalizer, "grad_scale": grad_scale}
+    # One NaN here would overwrite every row of the batch in the bank.
+    if not math.isfinite(alpha + beta + label_lr):
+        raise ValueError(f"alpha is {alpha}, beta is {beta}, label_lr is {label_lr}; they must be finite")
+    if not all(value is None or 0 < value < math.inf for value in divisors.values()):
+        given = ", ".join(f"{name} is {value}" for name, value in divisors.items() if value is not None)
+        raise ValueError(f"{given}; they must be positive and finite")
+    if step.class_loss not in CLASS_LOSSES:
+        raise ValueError(f"class_loss is {step.class_loss!r}; accepted: {', '.join(CLASS_LOSSES)}")
+
+
+def _known_numbers(step: Step, bank: Bank) -> Iterator[float]:
+    """The scalars as numbers, 1 for those on a GPU: reading them would make the host wait, so the kernel checks them."""
+    for name in SCALARS:
+        value = getattr(step, name)
+        if isinstance(value, Tensor) and (
+            value.dim() != 0 or value.dtype != torch.float32 or value.device != bank.pseudo_logits.device
+        ):
+            raise ValueError(
+                f"{name} is a {value.dtype} tensor of shape {list(value.shape)} on {value.device}; "
+                f"pass a number, or a float32 tensor of shape [] on {bank.pseudo_logits.device}"
+            )
+        yield 1.0 if isinstance(value, Tensor) and value.is_cuda else float(value)
+
+
+def _apart(logits: Tensor, bank: Bank) -> Tensor:
+    """``logits`` in memory of their own, should they be rows of the bank: a kernel writes one row before it reads another."""
+    shared = logits.untyped_storage().data_ptr() == bank.pseudo_logits.untyped_storage().data_ptr()
+    return logits.clone() if shared else logits
+
+
 def run(
     backend: ModuleType, logits: Tensor, index: Tensor, bank: Bank, step: Step, statistics: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """One step in eager mode: (loss, grad)."""
-    result = backend.step(logits, index, bank, step, statistics)
+    result = backend.step(_apart(logits, bank), index, bank, step, statistics)
     if step.update:  # in-place writes that autograd cannot see by itself
         torch.autograd.graph.increment_version(bank.pseudo_logits)
     return result
@@ -94,7 +132,7 @@ def _tensor(scalar: float | Tensor) -> Tensor | None:
 def predict_(bank: Bank, index: Tensor, logits: Tensor, backend: str) -> None:
     """Set rows to logits; see :meth:`r2d2fast.PseudoLabelBank.predict_`."""
     check(logits, index, bank)
-    skipped, first = choose(backend, logits, bank.pseudo_logits).predict(bank, index, logits)
+    skipped, first = choose(backend, logits, bank.pseudo_logits).predict(bank, index, _apart(logits, bank))
     torch.autograd.graph.increment_version(bank.pseudo_logits)
     if skipped:
         raise ValueError(
@@ -130,7 +168,8 @@ def d2_step_op(
     numbers = (alpha, beta, label_lr, grad_scale)
     a, b, rate, scale = (n if tensor is None else tensor for n, tensor in zip(numbers, scalars, strict=True))
     full_step = Step(a, b, rate, scale, class_loss, normalizer, update_normalizer, update)
-    return choose(backend, logits, pseudo_logits).step(logits, index, bank, full_step, statistics)
+    check_scalars(full_step, bank)
+    return choose(backend, logits, pseudo_logits).step(_apart(logits, bank), index, bank, full_step, statistics)
 
 
 @d2_step_op.register_fake

@@ -63,4 +63,6 @@ def stochastic_round(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor
 def saturate(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast to ``dtype``; what lies beyond its largest finite number becomes that number, NaN stays NaN."""
     largest = torch.finfo(dtype).max
-    return values.clamp(-largest, largest).to(dtype)
+    # From 2.15 on PyTorch refuses a bound that the values' own dtype cannot hold.
+    wide = values.to(torch.promote_types(values.dtype, dtype))
+    return wide.clamp(-largest, largest).to(dtype)

@@ -237,7 +237,7 @@ class TestBackends:
         ("backend", "dtype", "message"),
         [
             ("cuda", torch.float32, "backend 'cuda' cannot be used: "),
-            ("triton", torch.float32, "backend 'triton' cannot be used: "),
+            ("triton", torch.float64, "backend 'triton' cannot be used: "),
             ("cpu", torch.float64, "backend 'cpu' cannot be used: .*float64"),
             ("gpu", torch.float32, "backend is 'gpu'; accepted: auto, reference, cpu, cuda, triton"),
         ],

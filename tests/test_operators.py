@@ -1,5 +1,6 @@
 """The registered operators: opcheck, torch.compile, the bank's version counter (rule 13)."""
 
+import math
 import re
 
 import pytest
@@ -20,7 +21,7 @@ def takes_cpu_tensors(name):
         return False
 
 
-CPU_SIDE = [name for name in NAMES if name != "reference" and takes_cpu_tensors(name)]
+CPU_SIDE = [name for name in NAMES if takes_cpu_tensors(name)]
 COMPILERS = pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 
 
@@ -244,6 +245,22 @@ def test_inputs_that_share_memory_give_what_eager_gives(program, compiler):
     torch.testing.assert_close(*outcomes)
 
 
+@pytest.mark.parametrize("name", CPU_SIDE)
+@pytest.mark.parametrize("classes", [10, 100])
+def test_logits_in_the_bank_s_own_memory_are_read_before_it_is_written(name, classes):
+    index = torch.randperm(20)
+    results = []
+    for copy in (False, True):
+        bank = make_bank(20, classes, labelled_every=0)
+        logits = bank.pseudo_logits.clone() if copy else bank.pseudo_logits
+        step = d2_step(logits, index, bank, label_lr=300.0, backend=name)
+        stepped = bank.pseudo_logits.clone()
+        logits = stepped if copy else bank.pseudo_logits
+        bank.predict_(index, logits, name)
+        results.append((*step, stepped, bank.pseudo_logits))
+    assert all(map(torch.equal, *results))
+
+
 def eager(function):
     return function
 
@@ -316,3 +333,10 @@ class TestCompiledErrors:
 
     def test_a_backend_that_is_not_there(self):
         self.refuse(BackendError, "backend 'cuda' cannot be used", backend="cuda")
+
+    @pytest.mark.parametrize("weight", [math.nan, torch.tensor(math.nan)])
+    def test_a_weight_that_is_not_finite(self, weight):
+        self.refuse(ValueError, "alpha is nan.*must be finite", alpha=weight)
+
+    def test_an_unknown_class_loss(self):
+        self.refuse(ValueError, "class_loss is 'l1'; accepted: kl_reverse, kl, mse", class_loss="l1")

@@ -1,5 +1,6 @@
 """What every backend is given, and what it says about itself."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ class BackendStatus(NamedTuple):
     detail: str
 
 
-class BankTensors(NamedTuple):
+@dataclass
+class BankTensors:
     """The part of a bank that a step uses; the attributes of :class:`r2d2fast.PseudoLabelBank` with these names."""
 
     pseudo_logits: Tensor

@@ -25,4 +25,6 @@ def _load(name: str, what: str, needs: str) -> Library:
 
 
 cpu = _load("_C", "the C++ kernels", "a C++17 compiler installed")
-cuda = _load("_cuda", "the CUDA kernels", "nvcc of CUDA 12.4 or later on PATH (R2D2FAST_CUDA=1 makes its absence an error)")
+cuda = _load(
+    "_cuda", "the CUDA kernels", "nvcc of CUDA 12.4 or later on PATH (R2D2FAST_CUDA=1 makes its absence an error)"
+)
