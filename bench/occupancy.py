@@ -1,0 +1,262 @@
+"""``python -m bench.occupancy``: what the installed CUDA kernels' machine code needs, how much of it fits on a multiprocessor
+(SM), and what the step would cost on devices nobody here has measured: a prediction, and labelled as one."""
+
+import argparse
+import importlib.util
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.table import _markdown as markdown
+
+WARP = 32
+SUB_PARTITIONS = 4
+REGISTER_UNIT = 256
+"""Registers are given to warps in such pieces, from one of the SM's four parts (cuda_occupancy.h of the CUDA toolkit)."""
+
+
+class Limits(NamedTuple):
+    warps: int
+    blocks: int
+    shared: int
+    """Bytes of an SM, of which the driver keeps `reserved` for each block."""
+    reserved: int = 1024
+    shared_unit: int = 128
+    registers: int = 65536
+
+
+LIMITS = {
+    75: Limits(32, 16, 64 * 1024, reserved=0, shared_unit=256),
+    80: Limits(64, 32, 164 * 1024),
+    86: Limits(48, 16, 100 * 1024),
+    89: Limits(48, 24, 100 * 1024),
+    90: Limits(64, 32, 228 * 1024),
+    100: Limits(64, 32, 228 * 1024),
+    120: Limits(48, 24, 100 * 1024),
+}
+"""An SM of each compute capability: CUDA C++ Programming Guide, "Compute Capabilities", "Technical Specifications per Compute
+Capability", https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications."""
+
+
+class Device(NamedTuple):
+    name: str
+    arch: int
+    sms: int
+    bandwidth: float
+
+
+DEVICES = (
+    Device("A100 SXM 80GB", 80, 108, 2.039e12),
+    Device("H100 SXM", 90, 132, 3.35e12),
+    Device("B200", 100, 148, 8e12),
+)
+"""NVIDIA's data sheets: bytes per second of DRAM, as published and never reached."""
+
+LATENCIES = (600e-9, 800e-9)
+"""Of a DRAM read, in seconds: what microbenchmarks of such devices report, the range assumed here."""
+
+BATCH, CLASSES = 1024, 1000
+DTYPES = {"float32": (4, 4), "bfloat16 / float32 bank": (2, 4)}
+"""Bytes of a logit and of a pseudo-logit: each is read once and written once."""
+
+
+class Kernel(NamedTuple):
+    """What the machine code of one kernel asks of an SM."""
+
+    arch: int
+    symbol: str
+    registers: int
+    stack: int
+    shared: int
+    local: int
+
+    @property
+    def template(self) -> tuple[int, int, bool] | None:
+        """Threads a row, elements a thread, any row length; None for a kernel that is not the step's."""
+        found = re.search(r"step_kernelILi(\d+)ELi(\d+)ELb([01])E", self.symbol)
+        return found and (int(found[1]), int(found[2]), found[3] == "1")
+
+    @property
+    def name(self) -> str:
+        if self.template:
+            threads, elements, long = self.template
+            return f"step {threads} x {elements}{' long' if long else ''}"
+        found = re.search(r"\d(predict|scale)_kernel", self.symbol)
+        return found[1] if found else self.symbol
+
+    @property
+    def threads(self) -> int:
+        return max(128, self.template[0] if self.template else 0)
+
+    @property
+    def loads(self) -> int:
+        """16-byte loads of one float32 row that a thread has under way at a time."""
+        return (self.template[1] if self.template else 8) // 4
+
+    @property
+    def classes(self) -> str:
+        if not self.template:
+            return "any"
+        threads, elements, long = self.template
+        return f"> {threads * elements}" if long else f"≤ {threads * elements}"
+
+
+class Occupancy(NamedTuple):
+    blocks: int
+    warps: int
+    limit: str
+
+
+def occupancy(kernel: Kernel) -> Occupancy:
+    """Blocks and warps that an SM holds at a time, as cuda_occupancy.h counts them, with all of its memory as shared memory."""
+    limits = LIMITS[kernel.arch]
+    warps = math.ceil(kernel.threads / WARP)
+    registers = _round_up(kernel.registers * WARP, REGISTER_UNIT)
+    # From sm_90 on the cubin counts the reserved bytes in.
+    reserved = 0 if kernel.arch >= 90 else limits.reserved
+    shared = _round_up(kernel.shared + reserved, limits.shared_unit)
+    bounds = {
+        "registers": limits.registers // SUB_PARTITIONS // registers * SUB_PARTITIONS // warps,
+        "shared memory": limits.shared // shared if shared else limits.blocks,
+        "warps": limits.warps // warps,
+        "blocks": limits.blocks,
+    }
+    limit = min(bounds, key=lambda name: bounds[name])
+    return Occupancy(bounds[limit], bounds[limit] * warps, limit)
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+# ------------------------------------------------------------------------------------------- what the machine code says
+
+
+def tool(name: str) -> str | None:
+    """cuobjdump or nvdisasm: those of a CUDA toolkit, else those that Triton brings along."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
+    return shutil.which(name, path=os.pathsep.join(folders))
+
+
+def library() -> Path | None:
+    """The installed r2d2fast._cuda."""
+    found = importlib.util.find_spec("r2d2fast._cuda")
+    return Path(found.origin) if found and found.origin else None
+
+
+def kernels(binary: Path) -> list[Kernel]:
+    """Every kernel of every architecture that a library or a cubin has machine code for."""
+    cuobjdump = tool("cuobjdump")
+    assert cuobjdump, "no cuobjdump"
+    text = subprocess.run([cuobjdump, "-res-usage", str(binary)], check=True, capture_output=True, text=True).stdout
+    result, arch = [], 0
+    for line in re.finditer(r"^arch = sm_(\d+)|Function (\S+):\s+(REG:.*)$", text, re.MULTILINE):
+        if line[1]:
+            arch = int(line[1])
+        else:
+            used = {name: int(count) for name, count in re.findall(r"(\w+):(\d+)", line[3])}
+            result.append(Kernel(arch, line[2], used["REG"], used["STACK"], used["SHARED"], used["LOCAL"]))
+    return result
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def occupancy_table(found: list[Kernel]) -> str:
+    """A line a kernel; where its figures differ from one architecture to the next, all of them in turn."""
+    archs = sorted({kernel.arch for kernel in found})
+    names = sorted({kernel.name: kernel for kernel in found}.values(), key=_order)
+    rows = []
+    for name in (kernel.name for kernel in names):
+        built = sorted((kernel for kernel in found if kernel.name == name), key=lambda kernel: kernel.arch)
+        fits = [occupancy(kernel) for kernel in built]
+        columns = (
+            [kernel.registers for kernel in built],
+            [kernel.stack + kernel.local for kernel in built],
+            [kernel.shared for kernel in built],
+            [kernel.threads for kernel in built],
+            [there.blocks for there in fits],
+            [f"{there.warps} of {LIMITS[kernel.arch].warps}" for kernel, there in zip(built, fits, strict=True)],
+            [there.limit for there in fits],
+            [there.warps * WARP * kernel.loads * 16 // 1024 for kernel, there in zip(built, fits, strict=True)],
+        )
+        rows.append((name, built[0].classes, *(_each(column) for column in columns)))
+    kernel = f"kernel (sm_{', '.join(map(str, archs))})"
+    header = (kernel, "N", "registers", "local bytes", "shared bytes", "threads", "blocks/SM", "warps/SM", "limit")
+    return markdown((*header, "KiB in flight/SM"), rows)
+
+
+def _order(kernel: Kernel) -> tuple[bool, bool, int, int, str]:
+    threads, elements, long = kernel.template or (0, 0, False)
+    return kernel.template is None, long, threads, elements, kernel.name
+
+
+def _each(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values)) if len(set(values)) > 1 else str(values[0])
+
+
+def prediction_table(found: list[Kernel]) -> str:
+    rows = []
+    for device in DEVICES:
+        kernel = next((k for k in found if k.arch == device.arch and k.template == (32, 32, False)), None)
+        if kernel is None:
+            continue
+        rows_a_block = kernel.threads // WARP
+        blocks = BATCH / rows_a_block / device.sms
+        # A block more on some of the SMs than on others: the average is what DRAM sees.
+        warps = min(blocks * rows_a_block, occupancy(kernel).warps)
+        needed = [device.bandwidth * latency / device.sms / 1024 for latency in LATENCIES]
+        for dtype, (logit, pseudo) in DTYPES.items():
+            bytes_a_step = 2 * BATCH * CLASSES * (logit + pseudo)
+            flight = warps * WARP * kernel.loads * 4 * logit / 1024
+            rows.append(
+                (
+                    device.name,
+                    dtype,
+                    f"{bytes_a_step / 1e6:.1f}",
+                    f"{bytes_a_step / device.bandwidth * 1e6:.1f}",
+                    f"{blocks / occupancy(kernel).blocks:.2f}",
+                    f"{warps:.1f}",
+                    f"{flight:.0f}",
+                    f"{needed[0]:.0f} to {needed[1]:.0f}",
+                )
+            )
+    columns = ("device", "dtype", "MB a step", "predicted µs, at least", "waves", "warps/SM")
+    return markdown((*columns, "KiB in flight/SM", "KiB to fill DRAM"), rows)
+
+
+_SHORTEST, _LONGEST = (f"{latency * 1e9:.0f}" for latency in LATENCIES)
+EXPLANATION = f"""\
+N: row lengths that take the kernel. KiB in flight: warps x 32 x the 16-byte loads of one float32 row, which a thread issues
+before it waits for any; it reads its second row after the first.
+
+PREDICTION, measured on none of these devices, for {BATCH} x {CLASSES}: the bytes that must cross DRAM over the published
+bandwidth. A floor: no device reaches that bandwidth, a launch takes microseconds of its own, and a batch this small is one
+wave or less (waves < 1), so that each warp waits for sample number, slot, logits and pseudo-logits one after the other, and
+nothing hides it. Where a repeated step's rows stay in the L2 cache, it may be faster. KiB to fill DRAM: bandwidth x latency
+/ SMs (Little's law), latency {_SHORTEST} to {_LONGEST} ns; KiB in flight: the logits of the warps that this batch gives an SM."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.occupancy", description=__doc__)
+    parser.add_argument("binary", type=Path, nargs="?", help="a library or cubin; default the installed r2d2fast._cuda")
+    binary = parser.parse_args(arguments).binary or library()
+    if binary is None:
+        raise SystemExit("r2d2fast._cuda is not installed: pip install -e . where nvcc is found")
+    if tool("cuobjdump") is None:
+        raise SystemExit("no cuobjdump on PATH, under CUDA_HOME, nor in Triton's wheel")
+    found = [kernel for kernel in kernels(binary) if kernel.arch in LIMITS]
+    print(occupancy_table(found), EXPLANATION, prediction_table(found), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
