@@ -39,7 +39,6 @@ def options_of(tile: Tile) -> dict[str, int | bool]:
     """How to compile a step: with a·b + c in one rounding, as the other kernels have it (off by default from Triton 3.10)."""
     options: dict[str, int | bool] = {"num_warps": tile.warps, "enable_fp_fusion": True}
     if tile.warps < 4 and torch.version.hip is None:
-        options["maxnreg"] = (
-            128  # left to itself, NVIDIA's assembler takes 72 and spills some, for more programs at once
-        )
+        # All there are: left to itself, NVIDIA's assembler takes 72 and spills some, for more programs at once.
+        options["maxnreg"] = 255
     return options

@@ -8,10 +8,12 @@ from r2d2fast._backends import triton
 from r2d2fast._backends.common import Step
 from tests.cases import CLASS_LOSSES, make_bank
 
-if not triton.status().available:
-    pytest.skip(triton.status().detail, allow_module_level=True)
+problem = triton.why_not(torch.zeros(1, 2), torch.zeros(1, 2))
+if problem is not None:
+    pytest.skip(problem, allow_module_level=True)
 
 from r2d2fast.kernels.tiles import ONE_READ, PIECE, tile_of
+from triton.runtime.interpreter import InterpreterBuilder
 
 from tests.kernels.interpreter import mend
 
@@ -30,8 +32,10 @@ def test_long_rows_keep_all_rules(class_loss):
     banks = make_bank(9, LONG), make_bank(9, LONG)
     index = torch.tensor([4, 1, 4, 0, 2, 4, 7, 5])
     logits = torch.randn(8, LONG) * 3 + torch.linspace(0, 9, LONG)
+    logits[1] = banks[0].pseudo_logits[banks[0].slots[1]]
+    logits[1, LONG - 1] = 40  # until here its largest class is that of its pseudo-logits
     logits[6, LONG - 1] = float("inf")
-    logits[7] = banks[0].pseudo_logits[banks[0].slots[5]]  # its largest class is that of its pseudo-logits
+    logits[7] = banks[0].pseudo_logits[banks[0].slots[5]]  # and here it stays so
     criteria = [
         FusedD2Loss(bank, label_lr=50.0, class_loss=class_loss, normalizer=4.0, statistics=True, backend=name)
         for bank, name in zip(banks, ("triton", "reference"), strict=True)
@@ -111,3 +115,23 @@ def test_random_bits_are_the_definition_s(classes, dtype):
         d2_step(logits, torch.arange(rows), banks[0], label_lr=5.0, backend="triton")
         reference.d2_step(logits, torch.arange(rows), banks[1], label_lr=5.0)
         assert (banks[0].pseudo_logits != banks[1].pseudo_logits).float().mean() < 0.004
+
+
+@pytest.mark.parametrize("classes", [10, 300, LONG])
+def test_programs_may_run_in_any_order(classes, monkeypatch):
+    """Rules 4 and 5: the interpreter runs them in theirs, in which the last occurrence would be the last to write anyway."""
+    index = torch.tensor([1, 2, 1, 4, 5, 1, 7, 2, 8, 1, 10])
+    logits = torch.randn(len(index), classes)
+    results = []
+    forwards = InterpreterBuilder.set_grid_idx
+
+    def backwards(self, x, y, z):
+        forwards(self, self.grid_dim[0] - 1 - x, y, z)
+
+    for order in (forwards, backwards):
+        monkeypatch.setattr(InterpreterBuilder, "set_grid_idx", order)
+        predicted, stepped = make_bank(12, classes), make_bank(12, classes)
+        predicted.predict_(index, logits, "triton")
+        results.append((*d2_step(logits, index, stepped, label_lr=50.0, backend="triton"), stepped.pseudo_logits))
+        assert all(map(torch.equal, results[0], results[-1]))
+        assert torch.equal(predicted.logits(index[[9, 7, 10]]), logits[[9, 7, 10]])
