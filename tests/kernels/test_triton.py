@@ -8,8 +8,7 @@ from r2d2fast._backends import triton
 from r2d2fast._backends.common import Step
 from tests.cases import CLASS_LOSSES, make_bank
 
-problem = triton.why_not(torch.zeros(1, 2), torch.zeros(1, 2))
-if problem is not None:
+if problem := triton.why_not(torch.zeros(1, 2), torch.zeros(1, 2)):
     pytest.skip(problem, allow_module_level=True)
 
 from r2d2fast.kernels.tiles import ONE_READ, PIECE, tile_of
