@@ -108,11 +108,11 @@ def step_kernel(
     x = load_logits(logits, position, logits_stride, inside & valid, columns, LOGITS_ALIGN)
     row = row_of(rows, slot, rows_stride, ROWS_ALIGN)
     y = load_pseudo(row, slot, known & valid, columns, label_scale)
-    max_y = largest_of(y)
     due, moves, earlier = inside, slot >= 0, tl.full([ROWS, 1], -1, tl.int32)
     if UPDATE:
         again, earlier = search(index, size, sample, position, ROWS, SPAN)
         due = inside & ((slot < 0) | ~again)
+    max_y = largest_of(y)
     # A sample's last occurrence first: it moves the row, of which the earlier ones find the old values in y.
     while any_of(due):  # not a variable: Triton 3.4 fails on a loop with one that only the condition needs
         max_x = largest_of(x)
