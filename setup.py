@@ -5,8 +5,8 @@ Without a working compiler, or pybind11, the package installs as pure Python, wi
 pip shows with -v, in r2d2fast.backends(), and at the first step.
 
 R2D2FAST_CUDA: auto (the default: build the CUDA kernels if nvcc is found), 0 (leave them out), 1 (fail without them).
-R2D2FAST_CUDA_ARCHS: compute capabilities to build for, such as "80;90"; default those of the GPUs of this machine, and where there
-is none 80, 90 and 100. PTX of the last serves later GPUs.
+R2D2FAST_CUDA_ARCHS: compute capabilities to build for, such as "80;90"; default those of the GPUs of this machine, and where
+there is none 80, 90 and 100. PTX of the last serves later GPUs.
 """
 
 import os

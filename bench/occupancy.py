@@ -153,12 +153,12 @@ def library() -> Path | None:
     return Path(found.origin) if found and found.origin else None
 
 
-def kernels(binary: Path) -> list[Kernel]:
-    """Every kernel of every architecture that a library or a cubin has machine code for."""
+def kernels(binary: Path, arch: int = 0) -> list[Kernel]:
+    """Every kernel of every architecture that a library has machine code for; a cubin is of one, and does not say which."""
     cuobjdump = tool("cuobjdump")
     assert cuobjdump, "no cuobjdump"
     text = subprocess.run([cuobjdump, "-res-usage", str(binary)], check=True, capture_output=True, text=True).stdout
-    result, arch = [], 0
+    result = []
     for line in re.finditer(r"^arch = sm_(\d+)|Function (\S+):\s+(REG:.*)$", text, re.MULTILINE):
         if line[1]:
             arch = int(line[1])
@@ -247,9 +247,8 @@ nothing hides it. Where a repeated step's rows stay in the L2 cache, it may be f
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.occupancy", description=__doc__)
-    parser.add_argument("binary", type=Path, nargs="?", help="a library or cubin; default the installed r2d2fast._cuda")
-    binary = parser.parse_args(arguments).binary or library()
+    argparse.ArgumentParser(prog="python -m bench.occupancy", description=__doc__).parse_args(arguments)
+    binary = library()
     if binary is None:
         raise SystemExit("r2d2fast._cuda is not installed: pip install -e . where nvcc is found")
     if tool("cuobjdump") is None:

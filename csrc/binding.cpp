@@ -1,6 +1,7 @@
 // The Python module r2d2fast._C: addresses and sizes in, positions of bad indices out. Tensors stay on the Python side.
 #include <pybind11/pybind11.h>
 
+#include "binding.h"
 #include "d2_cpu.h"
 #include "dispatch.h"
 
@@ -9,15 +10,10 @@ using namespace r2d2;
 
 namespace {
 
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 // pybind11 converts each argument in about 50 ns; a handle object for the bank would have to be kept valid for no gain.
 int64_t step(uintptr_t rows, int rows_dtype, int64_t rows_stride, uintptr_t slots, int64_t samples, int64_t classes,
-             float label_scale, bool stochastic, uint64_t seed, uintptr_t updates, uintptr_t logits, int dtype, int64_t size, int64_t stride,
-             uintptr_t index, bool index_is_int64, uintptr_t grad, uintptr_t loss, uintptr_t statistics, int class_loss,
+             float label_scale, bool stochastic, uint64_t seed, uintptr_t updates, uintptr_t logits, int dtype, int64_t size,
+             int64_t stride, uintptr_t index, bool index_is_int64, uintptr_t grad, uintptr_t loss, uintptr_t statistics, int class_loss,
              float alpha, float beta, float grad_weight, float label_rate, double normalizer, bool update, int threads) {
   const Bank bank{pointer<void>(rows), DType(rows_dtype), rows_stride, pointer<int32_t>(slots), samples, classes, label_scale,
                   stochastic, seed, pointer<int64_t>(updates)};
@@ -31,7 +27,8 @@ int64_t step(uintptr_t rows, int rows_dtype, int64_t rows_stride, uintptr_t slot
 py::tuple predict_rows(uintptr_t rows, int rows_dtype, int64_t rows_stride, uintptr_t slots, int64_t samples, int64_t classes,
                        uintptr_t logits, int dtype, int64_t size, int64_t stride, uintptr_t index, bool index_is_int64,
                        int threads) {
-  const Bank bank{pointer<void>(rows), DType(rows_dtype), rows_stride, pointer<int32_t>(slots), samples, classes, 0, false, 0, nullptr};
+  const Bank bank{pointer<void>(rows), DType(rows_dtype), rows_stride, pointer<int32_t>(slots), samples, classes, 0, false, 0,
+                  nullptr};
   const Batch batch{pointer<void>(logits), DType(dtype), size, stride, pointer<void>(index), index_is_int64};
   int64_t skipped = 0, first = -1, bad;
   {

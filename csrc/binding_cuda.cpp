@@ -5,17 +5,13 @@
 #include <string>
 #include <vector>
 
+#include "binding.h"
 #include "d2_cuda.h"
 
 namespace py = pybind11;
 using namespace r2d2;
 
 namespace {
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 using PyScalar = std::pair<float, uintptr_t>;  // the number, or the address of one on the device
 
@@ -69,5 +65,7 @@ PYBIND11_MODULE(_cuda, module) {
           "gradient");
   });
   module.attr("results") = int(kResults);
+  module.attr("cuda_version") = cuda_version();
+  module.def("driver_version", &cuda_driver_version);
   module.attr("architectures") = std::vector<int>{R2D2_CUDA_ARCHS};
 }

@@ -56,20 +56,22 @@ struct ScaleArguments {
 };
 
 constexpr int kScaleSpan = 32 * 8;
+constexpr int64_t kScaleBlocks = 2048;  // where there is nothing to do, starting a block for each kilobyte would cost more
 
 __global__ void __launch_bounds__(128) scale_kernel(const __grid_constant__ ScaleArguments a) {
   const float factor = *a.grad_output / value_of(a.grad_scale);
   if (factor == 1 && a.out == a.in) return;
-  const int64_t size = element_size(a.dtype), first = (int64_t(blockIdx.x) * 4 + threadIdx.x / 32) * kScaleSpan;
-  if (first >= a.size) return;
-  const int count = int(a.size - first < kScaleSpan ? a.size - first : kScaleSpan);
-  const RowAt in{const_cast<char*>(static_cast<const char*>(a.in)) + first * size, a.dtype, count, count};
-  const RowAt out{static_cast<char*>(a.out) + first * size, a.dtype, count, count};
-  const auto slice = share_out<32, 8>(threadIdx.x % 32, kScaleSpan, in, out, nullptr);
-  float x[8];
-  load(in, slice, x);
-  for (float& value : x) value *= factor;
-  store(out, slice, x);
+  const int64_t size = element_size(a.dtype), stride = int64_t(gridDim.x) * 4 * kScaleSpan;
+  for (int64_t first = (int64_t(blockIdx.x) * 4 + threadIdx.x / 32) * kScaleSpan; first < a.size; first += stride) {
+    const int count = int(a.size - first < kScaleSpan ? a.size - first : kScaleSpan);
+    const RowAt in{const_cast<char*>(static_cast<const char*>(a.in)) + first * size, a.dtype, count, count};
+    const RowAt out{static_cast<char*>(a.out) + first * size, a.dtype, count, count};
+    const auto slice = share_out<32, 8>(threadIdx.x % 32, kScaleSpan, in, out, nullptr);
+    float x[8];
+    load(in, slice, x);
+    for (float& value : x) value *= factor;
+    store(out, slice, x);
+  }
 }
 
 // ------------------------------------------------------------------------------------------- launches
@@ -145,7 +147,14 @@ int scale_cuda(void* out, const void* in, int64_t size, DType dtype, const float
                const CudaTarget& target) {
   if (size == 0) return cudaSuccess;
   const int64_t blocks = (size + 4 * kScaleSpan - 1) / (4 * kScaleSpan);
-  return launch(scale_kernel, blocks, 128, target, ScaleArguments{out, in, size, dtype, grad_output, grad_scale});
+  return launch(scale_kernel, blocks < kScaleBlocks ? blocks : kScaleBlocks, 128, target, ScaleArguments{out, in, size, dtype, grad_output, grad_scale});
+}
+
+int cuda_version() { return CUDART_VERSION; }
+
+int cuda_driver_version() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
 const char* cuda_error_name(int error) { return cudaGetErrorName(cudaError_t(error)); }

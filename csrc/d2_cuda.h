@@ -43,6 +43,9 @@ int predict_cuda(const Batch& batch, const Bank& bank, int32_t* status, const Cu
 int scale_cuda(void* out, const void* in, int64_t size, DType dtype, const float* grad_output, Scalar grad_scale,
                const CudaTarget& target);
 
+int cuda_version();         // of the runtime linked in: 1000·major + 10·minor
+int cuda_driver_version();  // the latest that the driver serves, 0 if there is none
+
 const char* cuda_error_name(int error);
 const char* cuda_error_text(int error);
 

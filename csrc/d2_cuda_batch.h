@@ -24,31 +24,47 @@ struct Occurrences {
 
 // Rule 4 in one launch: the team of a sample's last occurrence does all of them, so that whoever writes a row is the only one
 // to have read it, and no block waits for another. Each block looks through the whole index for the samples of its own teams:
-// B·8 bytes from the L2 cache a block, less than its rows until B is near 4·N·(teams of a block).
-// Every thread of the block must call; `sample` is that of the thread's team, −1 where it owns no row.
+// B·8 bytes from the L2 cache a block, so B² in all. Every thread of the block must call; `sample` is that of the thread's team,
+// −1 where it owns no row.
 template <class TeamType>
 __device__ Occurrences find_occurrences(const Batch& batch, int position, int64_t sample) {
-  __shared__ unsigned filter[32];  // 1024 bits, one for each value of a hash: most samples are seen to be nobody's at once
+  constexpr int kHashes = 1024, kAhead = 4;
+  // The block's teams in chains, one a hash value: nearly all samples of the batch are seen at once to be nobody's here.
+  __shared__ int heads[kHashes], next[TeamType::kRows];
   __shared__ int64_t samples[TeamType::kRows];
   __shared__ int first[TeamType::kRows], last[TeamType::kRows];
   const int team = threadIdx.x / (TeamType::kBlock / TeamType::kRows);
   const bool leads = threadIdx.x % (TeamType::kBlock / TeamType::kRows) == 0;
-  const auto bit = [](int64_t s) { return unsigned(s) * 0x9E3779B1u >> 22; };
-  if (threadIdx.x < 32) filter[threadIdx.x] = 0;
+  const auto hash = [](int64_t s) { return unsigned(s) * 0x9E3779B1u >> 22; };
+  for (int h = threadIdx.x; h < kHashes; h += TeamType::kBlock) heads[h] = -1;
   if (leads) samples[team] = sample, first[team] = last[team] = position;
   __syncthreads();
-  if (leads && sample >= 0) atomicOr(&filter[bit(sample) / 32], 1u << bit(sample) % 32);
+  if (leads && sample >= 0) next[team] = atomicExch(&heads[hash(sample)], team);
   __syncthreads();
-#pragma unroll 4
-  for (int64_t i = threadIdx.x; i < batch.size; i += TeamType::kBlock) {
-    const int64_t other = sample_at(batch, i);
-    if (!(filter[bit(other) / 32] >> bit(other) % 32 & 1)) continue;
-    for (int t = 0; t < TeamType::kRows; ++t)
-      if (samples[t] == other && other >= 0) {
-        atomicMin(&first[t], int(i));
-        atomicMax(&last[t], int(i));
+  // The type of the index is chosen outside of the loop and a few are loaded ahead: else each load waits for the one before.
+  const auto look_through = [&](const auto* index) {
+    for (int64_t begin = threadIdx.x; begin < batch.size; begin += kAhead * TeamType::kBlock) {
+      int64_t others[kAhead];
+#pragma unroll
+      for (int ahead = 0; ahead < kAhead; ++ahead) {
+        const int64_t i = begin + ahead * TeamType::kBlock;
+        others[ahead] = index[i < batch.size ? i : batch.size - 1];
       }
-  }
+#pragma unroll
+      for (int ahead = 0; ahead < kAhead; ++ahead) {
+        const int64_t i = begin + ahead * TeamType::kBlock, other = others[ahead];
+        for (int t = i < batch.size && other >= 0 ? heads[hash(other)] : -1; t >= 0; t = next[t])
+          if (samples[t] == other) {
+            atomicMin(&first[t], int(i));
+            atomicMax(&last[t], int(i));
+          }
+      }
+    }
+  };
+  if (batch.index_is_int64)
+    look_through(static_cast<const int64_t*>(batch.index));
+  else
+    look_through(static_cast<const int32_t*>(batch.index));
   __syncthreads();
   return {first[team], last[team]};
 }
@@ -91,7 +107,7 @@ __device__ void sum_up(const Batch& batch, const Bank& bank, const CudaStep& ste
     __threadfence();
     // Wraps to 0 with the last block, so that nothing has to reset it before the next launch.
     is_last = atomicInc(reinterpret_cast<unsigned*>(step.status), gridDim.x - 1) == gridDim.x - 1;
-    __threadfence();
+    if (is_last) __threadfence();
   }
   __syncthreads();
   if (!is_last) return;
@@ -101,16 +117,21 @@ __device__ void sum_up(const Batch& batch, const Bank& bank, const CudaStep& ste
   for (int64_t i = threadIdx.x; i < batch.size; i += kBlock) loss[0] += __ldcg(step.results + i);
   block.reduce(loss, Add());
   if (step.statistics) {
+    // No branch between the loads, or each row would wait twice for the L2 cache.
+#pragma unroll 4
     for (int64_t i = threadIdx.x; i < batch.size; i += kBlock) {
-      const int kind = int(__ldcg(step.results + kRowKind * batch.size + i));
-      sums[kSkipped] += kind == kBad;
-      if (kind != kCounted && kind != kCountedAndAgrees) continue;
-      sums[kRows] += 1;
-      sums[kClassLoss] += __ldcg(step.results + kRowClassLoss * batch.size + i);
-      sums[kEntropy] += __ldcg(step.results + kRowEntropy * batch.size + i);
-      sums[kPredictionConfidence] += __ldcg(step.results + kRowPrediction * batch.size + i);
-      sums[kPseudoConfidence] += __ldcg(step.results + kRowPseudo * batch.size + i);
+      float row[kResults];
+#pragma unroll
+      for (int plane = kRowClassLoss; plane < kResults; ++plane) row[plane] = __ldcg(step.results + plane * batch.size + i);
+      const int kind = int(row[kRowKind]);
+      const bool counts = kind == kCounted || kind == kCountedAndAgrees;
+      sums[kRows] += counts;
+      sums[kClassLoss] += counts ? row[kRowClassLoss] : 0;
+      sums[kEntropy] += counts ? row[kRowEntropy] : 0;
+      sums[kPredictionConfidence] += counts ? row[kRowPrediction] : 0;
+      sums[kPseudoConfidence] += counts ? row[kRowPseudo] : 0;
       sums[kAgreement] += kind == kCountedAndAgrees;
+      sums[kSkipped] += kind == kBad;
     }
     block.reduce(sums, Add());
   }

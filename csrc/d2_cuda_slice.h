@@ -239,6 +239,7 @@ __device__ __forceinline__ void round_vectors(const Bank& bank, uint64_t row_sta
     const uint64_t first = row_start + uint64_t(int64_t(slice.template position<kVector>(k)));
 #pragma unroll
     for (int block = 0; block < (kVector > 1 ? 2 : 1); ++block) {
+      if (block == 1 && int(first & 7) + kVector <= 8) continue;
       const Philox random((first >> 3) + block, step, bank.seed);
 #pragma unroll
       for (int e = 0; e < kVector; ++e) {

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class PseudoLabelBank:
 
     Not a parameter and not a module buffer: optimizers, weight decay and DDP must not touch it. A labelled sample owns no
     row; its pseudo-logits are ``label_scale``·onehot(label) and never change. Rows start at zero, that is, at uniform
-    pseudo-labels, until :meth:`predict_` sets them.
+    pseudo-labels, until :meth:`predict_` sets them. On a GPU, everything that uses one bank must be ordered: on one stream, or
+    by events.
 
     Args:
         labels: int64 ``[M]``, a class number in ``[0, num_classes)`` or −1 for an unlabelled sample.
@@ -149,13 +151,19 @@ class PseudoLabelBank:
         """Raise BankError if a GPU kernel met an index out of range or predictions that are not finite, at any time since the
         bank was made or loaded, or if a row is not finite (a damaged file, say), naming the first sample. Waits for the device
         and reads the whole bank."""
-        problems = int(self.status[1])
+        unfinished, problems = self.status.tolist()
+        if unfinished:
+            raise BankError(
+                f"a step of {self!r} was cut short, or two ran at once on different streams; load_state_dict() mends the counter"
+            )
         met = [message for bit, message in _STICKY.items() if problems & bit]
         if met:
             raise BankError(f"{self!r} met {' and '.join(met)} since it was made or loaded; {_START_ANEW}")
-        bad = (~self.pseudo_logits.isfinite().all(1)).nonzero()
-        if len(bad):
-            sample = int((self.slots == bad[0, 0]).nonzero()[0, 0])
+        bad = [
+            first + row for first, rows in self._pieces() for row in (~rows.isfinite().all(1)).nonzero()[:, 0].tolist()
+        ]
+        if bad:
+            sample = int((self.slots == bad[0]).nonzero()[0, 0])
             raise BankError(
                 f"{len(bad)} rows of {self!r} are not finite, first that of sample {sample}; "
                 "set them with predict_() or load a saved state"
@@ -165,14 +173,24 @@ class PseudoLabelBank:
         """Move the bank in place to a device and dtype; returns itself. One in pinned memory or a file stays what it is."""
         _check_rounding(self.dtype if dtype is None else dtype, self.rounding)
         target = torch.device(self.device if device is None else device)
-        if self.storage != "device" and (target.type != self.device.type or dtype not in (None, self.dtype)):
+        if target.type == self.device.type and target.index is None:
+            target = self.device
+        if self.storage != "device" and (target != self.device or dtype not in (None, self.dtype)):
             where = "pinned memory" if self.storage == "pinned" else self.storage
             raise BankError(
                 f"the bank lives in {where} as {self.dtype}; make one with storage='device' to move or cast it"
             )
-        self.pseudo_logits = saturate(self.pseudo_logits, self.dtype if dtype is None else dtype).to(target)
+        if dtype not in (None, self.dtype):
+            self.pseudo_logits = saturate(self.pseudo_logits, dtype)
+        self.pseudo_logits = self.pseudo_logits.to(target)
         self.slots, self.step, self.status = (tensor.to(target) for tensor in (self.slots, self.step, self.status))
         return self
+
+    def _pieces(self) -> Iterator[tuple[int, Tensor]]:
+        """The rows in pieces and the number of the first of each: what is computed of a whole bank may be as large as it."""
+        size = max(2**24 // self.num_classes, 1)
+        for first in range(0, len(self.pseudo_logits), size):
+            yield first, self.pseudo_logits[first : first + size]
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, slot table and step counter, as tensors that share memory with the bank, and its plain settings."""
@@ -199,7 +217,8 @@ class PseudoLabelBank:
                 "the state was saved for other labels; make the bank from the labels of that run (same split)"
             )
         _check_rounding(self.dtype, state["rounding"])
-        self.pseudo_logits.copy_(saturate(state["pseudo_logits"], self.dtype))
+        for first, rows in self._pieces():
+            rows.copy_(saturate(state["pseudo_logits"][first : first + len(rows)], self.dtype))
         self.step.copy_(state["step"])
         self.status.zero_()
         self.label_scale = state["label_scale"]
@@ -255,7 +274,10 @@ def pinned_rows(rows: int, classes: int, dtype: torch.dtype, device: torch.devic
     line = 128 // dtype.itemsize
     with torch.cuda.device(device):  # the one that the memory is then said to belong to
         host = torch.zeros(max(rows, 1), -(-classes // line) * line, dtype=dtype, pin_memory=True)
-    return torch.as_tensor(_DeviceView(host), device=device).view(dtype)[:rows, :classes]
+    view = torch.as_tensor(_DeviceView(host), device=device)
+    if view.data_ptr() != host.data_ptr():
+        raise BankError(f"PyTorch copied the pinned rows to {device}; set that device before making the bank")
+    return view.view(dtype)[:rows, :classes]
 
 
 def _map_file(path: Path, rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -46,7 +46,7 @@ def check_index(index: Tensor) -> None:
 def check_scalars(step: Step, bank: Bank) -> None:
     """ValueError for a weight, divisor or class loss that has no meaning or would harm the bank."""
     numbers: Iterable[float | Tensor] = step[:4]
-    if Tensor in map(type, numbers):
+    if any(isinstance(number, Tensor) for number in numbers):
         numbers = _known_numbers(step, bank)
     alpha, beta, label_lr, grad_scale = numbers
     divisors = {"normalizer": step.normalizer, "update_normalizer": step.update_normalizer, "grad_scale": grad_scale}

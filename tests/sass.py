@@ -116,7 +116,9 @@ def read(cubin: Path) -> list[Code]:
     graphs = _graphs(dot)
     subroutines = [blocks for name, blocks in graphs.items() if name.startswith("$")]
     called = [instruction for blocks in subroutines for block in blocks.values() for instruction in block.instructions]
-    return [Code(kernel, graphs[kernel.symbol], called) for kernel in kernels(cubin)]
+    arch = re.search(r"\.sm_(\d+)\.cubin$", cubin.name)
+    assert arch, cubin
+    return [Code(kernel, graphs[kernel.symbol], called) for kernel in kernels(cubin, int(arch[1]))]
 
 
 def _graphs(dot: str) -> dict[str, dict[str, Block]]:

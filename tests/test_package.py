@@ -177,6 +177,19 @@ def test_a_gpu_that_the_machine_code_is_not_for_is_named(monkeypatch, capability
         assert f"R2D2FAST_CUDA_ARCHS={arch} pip install" in problem
 
 
+@pytest.mark.parametrize(("driver", "runs"), [(13000, True), (13020, True), (12080, False), (0, False)])
+def test_a_driver_older_than_the_runtime_linked_in_is_named(monkeypatch, driver, runs):
+    module = types.SimpleNamespace(cuda_version=13010, driver_version=lambda: driver)
+    monkeypatch.setattr(native, "cuda", native.Library(module, None))
+    problem = cuda._driver_too_old.__wrapped__()
+    if runs:
+        assert problem is None
+    else:
+        assert problem.startswith(
+            f"the CUDA kernels were built with CUDA 13, and this driver serves CUDA {driver // 1000};"
+        )
+
+
 def test_without_triton_it_imports_and_says_so():
     code = (
         "import sys; sys.modules['triton'] = None;"

@@ -82,7 +82,19 @@ def _no_device() -> str | None:
         return "the CUDA kernels were built, but this PyTorch is built without CUDA"
     if not torch.cuda.is_available():
         return "the CUDA kernels were built, but PyTorch finds no CUDA device here"
-    return None
+    return _driver_too_old()
+
+
+@functools.cache
+def _driver_too_old() -> str | None:
+    """The kernels bring the CUDA runtime of their nvcc, which may ask for a newer driver than PyTorch's own does."""
+    built, served = _module().cuda_version // 1000, _module().driver_version() // 1000
+    if served >= built:
+        return None
+    return (
+        f"the CUDA kernels were built with CUDA {built}, and this driver serves CUDA {served}; "
+        "update the driver, or install again with the nvcc of an older toolkit first on PATH"
+    )
 
 
 @functools.cache

@@ -47,6 +47,11 @@ cudaError_t cudaGetDevice(int* out) {
   return cudaSuccess;
 }
 
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+
 cudaError_t cudaSetDevice(int wanted) {
   if (wanted < 0 || wanted >= 8) return failed(cudaErrorInvalidDevice);
   device = wanted;
