@@ -1,0 +1,71 @@
+"""What the trainer asks of a data set, wherever its images are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+# Of one batch: sample indices, int64 [B] on the CPU, and the draw number of each (see draws.uniform), of the same shape.
+Order = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to the images of a batch; each has its own.
+
+    Attributes:
+        translate: largest shift in pixels, down and right, uniform over whole numbers.
+        border: what a shift brings in: the image mirrored at its border pixel, or the data set's background.
+        flip: mirror left to right with probability ½.
+        cutout: side of the square that is set to 0 after normalisation; its centre is uniform over the pixels, and it is clipped
+            at the border. 0 for none.
+    Photographs of their own sizes (``FolderImages``) take RandomResizedCrop instead of shifts, and ``flip``.
+    """
+
+    translate: int = 0
+    border: str = "background"
+    flip: bool = False
+    cutout: int = 0
+
+
+class Images(Protocol):
+    """The images of one part, training or test, of a data set."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images in a batch."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batches(self, order: Order, augmentation: Augmentation | None, seed: int) -> Iterator[Tensor]:
+        """The images of each batch of ``order``: float32 ``[B, C, H, W]``, normalised, channels last, on the device that the
+        images were made for; without an augmentation as evaluation sees them. Reads ahead where they have to be loaded."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images of one data set.
+
+    Attributes:
+        train, test: the images.
+        train_labels: int64 ``[M]``, on the CPU: the true class of every training image; of those that a split leaves unlabelled,
+            to measure pseudo-label error only; −1 where nobody knows it.
+        test_labels: int64 ``[T]``, on the CPU.
+        class_names: N names.
+        train_names: M names, as split files have them: a path within the data set, or the sample's number.
+    """
+
+    train: Images
+    test: Images
+    train_labels: Tensor
+    test_labels: Tensor
+    class_names: Sequence[str]
+    train_names: Sequence[str]
+
+    @property
+    def num_classes(self) -> int:
+        """N."""
+        return len(self.class_names)
