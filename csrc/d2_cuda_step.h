@@ -31,8 +31,9 @@ __device__ inline bool finite(const Weights& w) {
 
 // ------------------------------------------------------------------------------------------- arithmetic on registers
 
-// The distance to the largest element, at most 1e33: it stays finite, as do the sums of 262 144 of them. Padding is −∞.
-__device__ __forceinline__ float below(float x, float largest) { return fmaxf(x - largest, -1e33f); }
+// The distance to the largest element, at most 1e31: the sums of 262 144 of them stay finite, also where a long row climbs by
+// as much from piece to piece. Padding is −∞.
+__device__ __forceinline__ float below(float x, float largest) { return fmaxf(x - largest, -1e31f); }
 
 // The maximum is taken off before the multiplication: folding it in as x·log2(e) − m·log2(e) would save an instruction
 // and cost m·2^-24 of relative error, 6e-4 for logits near 1e4.

@@ -174,7 +174,6 @@ def test_logits_with_gaps_beyond_the_range_of_exp(cuda_host: Host, order: str, c
     check_step(cuda_host, order, classes, size=200.0)
 
 
-@pytest.mark.xfail(strict=True, reason="Rebased sums of a long row leave the range of float32")
 @pytest.mark.parametrize(("where", "class_loss"), [("logits", "kl"), ("bank", "kl_reverse")])
 def test_a_long_row_that_climbs_to_the_end_of_the_range(cuda_host: Host, where: str, class_loss: str) -> None:
     """Rule 10: each piece of the row is so far above the one before that all before it underflows."""

@@ -65,7 +65,7 @@ def rows_of(kernel: Kernel) -> Rows:
     if kernel.template:
         elements = kernel.template[1]
         return Rows((2,) * 6, (2, 2), 3, elements) if kernel.template[2] else Rows((0, 0, 1), (1, 1), 1, elements)
-    return {"scale": Rows((0,), (0,), 1, 8), "predict": Rows((1, 1), (1,), 2, 8)}[kernel.name]
+    return {"scale": Rows((1,), (1,), 1, 8), "predict": Rows((1, 1), (1,), 2, 8)}[kernel.name]
 
 
 def defects(code: Code) -> Iterator[str]:
