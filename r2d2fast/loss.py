@@ -108,9 +108,9 @@ class FusedD2Loss(torch.nn.Module):
         self.normalizer = normalizer
         self.update_normalizer = update_normalizer
         self.backend = backend
-        self._statistics: Tensor | None = None
+        self.statistics: Tensor | None = None
         if statistics:
-            self._statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=bank.device)
+            self.statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=bank.device)
 
     def extra_repr(self) -> str:
         return f"{self.bank!r}, alpha={self.alpha}, beta={self.beta}, label_lr={self.label_lr}, class_loss={self.class_loss!r}"
@@ -133,7 +133,7 @@ class FusedD2Loss(torch.nn.Module):
             self.training and torch.is_grad_enabled(),
         )
         if torch.compiler.is_compiling():
-            loss, grad = operators.run_compiled(logits, index, self.bank, step, self._statistics, self.backend)
+            loss, grad = operators.run_compiled(logits, index, self.bank, step, self.statistics, self.backend)
             return operators.attach_compiled(logits, loss, grad, grad_scale)
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
@@ -142,7 +142,7 @@ class FusedD2Loss(torch.nn.Module):
             )
         operators.check_scalars(step, self.bank)
         module = choose(self.backend, logits, self.bank.pseudo_logits)
-        return _D2Loss.apply(logits, index, self.bank, step, self._statistics, module)
+        return _D2Loss.apply(logits, index, self.bank, step, self.statistics, module)
 
     def read_statistics(self) -> dict[str, float]:
         """Means over the unlabelled rows since the last call, which this resets; one copy from the device.
@@ -150,10 +150,10 @@ class FusedD2Loss(torch.nn.Module):
         ``rows`` (how many), ``class_loss``, ``entropy`` (nats), ``prediction_confidence`` (max p̂), ``pseudo_confidence``
         (max p̃), ``agreement`` (share with argmax ŷ = argmax ỹ), and ``skipped``, the number of rows that were not finite.
         """
-        if self._statistics is None:
+        if self.statistics is None:
             raise RuntimeError("this loss keeps no statistics; make it with FusedD2Loss(..., statistics=True)")
-        sums = dict(zip(STATISTICS, self._statistics.tolist(), strict=True))
-        self._statistics.zero_()
+        sums = dict(zip(STATISTICS, self.statistics.tolist(), strict=True))
+        self.statistics.zero_()
         rows = max(sums["rows"], 1.0)
         return {name: value if name in ("rows", "skipped") else value / rows for name, value in sums.items()}
 

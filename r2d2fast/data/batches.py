@@ -1,51 +1,116 @@
-"""Batches of sample indices: the order in which a stage sees the data."""
+"""The order in which an epoch sees the samples, as a function of seed and epoch: there is no state to save.
+
+With several ranks each computes the same global batches and takes its part of each.
+"""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+# Draw numbers (see draws.uniform): the epoch's number above, the place in the epoch's global order below.
+_PLACES = 2**40
+# What a permutation is for: no two of one run are the same by accident.
+_EPOCH, _LABELLED, _PARTITION = range(3)
 
-def shuffled_batches(indices: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """One pass over ``indices`` (int64 ``[n]``) in a fresh order: ⌈n / batch_size⌉ batches, the last may be smaller."""
-    order = torch.randperm(len(indices), generator=generator, device=indices.device)
-    yield from indices[order].split(batch_size)
+
+def fold(*numbers: int) -> int:
+    """One seed, 0 … 2^63 − 1, of several numbers, each at least 0 and below 2^63."""
+    result = 0
+    for number in numbers:
+        # Of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014).
+        result = (result ^ number) + 0x9E3779B97F4A7C15 & 2**64 - 1
+        result = (result ^ result >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+        result = (result ^ result >> 27) * 0x94D049BB133111EB & 2**64 - 1
+        result ^= result >> 31
+    return result >> 1
 
 
-class LabelledStream:
-    """An endless stream over the labelled samples, reshuffled whenever all have been seen.
-
-    It runs on across epochs, so each labelled sample is seen equally often however short an epoch is.
+class Batches:
+    """Batches of sample indices for one rank.
 
     Args:
-        indices: int64 ``[n]``, the labelled samples.
-        generator: on the device of ``indices``.
-
-    Attributes:
-        queue: int64, samples of the current order that are still to come; with the generator it is the whole state.
+        labelled, unlabelled: int64, on the CPU, sample indices.
+        seed: of the run.
+        rank, ranks: which part of each global batch is wanted, of how many.
     """
 
-    def __init__(self, indices: Tensor, generator: torch.Generator) -> None:
-        self.indices = indices
-        self.generator = generator
-        self.queue = indices[:0]
+    def __init__(self, labelled: Tensor, unlabelled: Tensor, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        self.labelled = labelled
+        self.unlabelled = unlabelled
+        self.seed = seed
+        self.rank = rank
+        self.ranks = ranks
 
-    def take(self, count: int) -> Tensor:
-        """The next ``count`` samples, int64 ``[count]``."""
-        while len(self.queue) < count:
-            order = torch.randperm(len(self.indices), generator=self.generator, device=self.indices.device)
-            self.queue = torch.cat([self.queue, self.indices[order]])
-        taken, self.queue = self.queue[:count], self.queue[count:]
-        return taken
+    def partition(self, prediction: int) -> list[Tensor]:
+        """The unlabelled samples of each rank from the prediction of all pseudo-labels with this number on.
+
+        The order of all parts together depends on seed and number only, so that other numbers of ranks cut it elsewhere.
+        """
+        order = self._permuted(self.unlabelled, _PARTITION, prediction)
+        # As torch.chunk does, which is how DTensor shards: the last parts may be smaller, or empty.
+        parts = list(order.chunk(self.ranks))
+        return parts + [order[:0]] * (self.ranks - len(parts))
+
+    def shuffled(self, samples: Tensor, size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """One pass over ``samples`` (int64 ``[n]``) in the order of an epoch, :func:`shuffled_steps` batches.
+
+        Yields indices, draw numbers and the size of the global batch; the last may be smaller than ``size``.
+        """
+        order = self._permuted(samples, _EPOCH, epoch)
+        draws = epoch * _PLACES + torch.arange(len(order))
+        for step in range(shuffled_steps(len(samples), size, self.ranks)):
+            part = slice(step * size, min((step + 1) * size, len(order)))
+            index, draw = (tensor[part].tensor_split(self.ranks)[self.rank] for tensor in (order, draws))
+            yield index, draw, part.stop - part.start
+
+    def mixed(
+        self, sizes: tuple[int, int], epoch: int, pass_number: int, prediction: int
+    ) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """One pass over the unlabelled samples, :func:`mixed_steps` batches, labelled ones after them in each.
+
+        What does not fill a batch is left out of this pass (reference implementation). The labelled ones are an endless
+        stream, reshuffled whenever all have been seen, which runs on over the passes, so that each is seen equally often.
+
+        Args:
+            sizes: unlabelled and labelled samples of a global batch, multiples of ``ranks``.
+            epoch: its number in the run.
+            pass_number: its number in the stage.
+            prediction: the number of the partition.
+        """
+        unlabelled, labelled = sizes
+        total = unlabelled + labelled
+        own = self._permuted(self.partition(prediction)[self.rank], _EPOCH, epoch)
+        steps = mixed_steps(len(self.unlabelled), unlabelled, self.ranks)
+        taken = pass_number * steps * labelled
+        stream = self._stream(taken, taken + steps * labelled)
+        mine, few = unlabelled // self.ranks, labelled // self.ranks
+        places = torch.cat(
+            [self.rank * mine + torch.arange(mine), unlabelled + self.rank * few + torch.arange(few)]
+        ) + (epoch * _PLACES)
+        for step in range(steps):
+            first = step * labelled + self.rank * few
+            index = torch.cat([own[step * mine : (step + 1) * mine], stream[first : first + few]])
+            yield index, places + step * total, total
+
+    def _stream(self, begin: int, end: int) -> Tensor:
+        """The places ``begin`` … ``end`` − 1 of the endless stream of labelled samples."""
+        size = len(self.labelled)
+        rounds = range(begin // size, -(-end // size))
+        parts = [self._permuted(self.labelled, _LABELLED, round) for round in rounds]
+        return torch.cat(parts)[begin - rounds.start * size : end - rounds.start * size] if parts else self.labelled[:0]
+
+    def _permuted(self, samples: Tensor, purpose: int, number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(fold(self.seed, purpose, number))
+        return samples[torch.randperm(len(samples), generator=generator)]
 
 
-def mixed_batches(
-    unlabelled: Tensor, stream: LabelledStream, unlabelled_size: int, labelled_size: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """One pass over the samples ``unlabelled`` (int64 ``[U]``), each batch with labelled ones of ``stream`` after them.
+def shuffled_steps(samples: int, size: int, ranks: int) -> int:
+    """Batches of a shuffled pass. A last one of less than two samples a rank is left out: batch norm cannot use it."""
+    return samples // size + (samples % size >= 2 * ranks)
 
-    The ``U % unlabelled_size`` samples that are over are left out of this pass (reference implementation).
-    """
-    for batch in shuffled_batches(unlabelled, unlabelled_size, generator):
-        if len(batch) == unlabelled_size:
-            yield torch.cat([batch, stream.take(labelled_size)])
+
+def mixed_steps(unlabelled: int, size: int, ranks: int) -> int:
+    """Batches of a mixed pass, for which the smallest part of a partition has samples; others leave a few more out."""
+    smallest = unlabelled - (ranks - 1) * -(-unlabelled // ranks)
+    return max(smallest, 0) // (size // ranks)

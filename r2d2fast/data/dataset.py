@@ -1,6 +1,6 @@
 """What the trainer asks of a data set, wherever its images are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,11 @@ class Images(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images in a batch."""
+        ...
+
+    @property
+    def bad_images(self) -> Mapping[str, str]:
+        """Why, by name, of the images that could not be decoded, met and replaced so far."""
         ...
 
     def __len__(self) -> int: ...

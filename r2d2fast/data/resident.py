@@ -47,6 +47,7 @@ class ResidentImages:
     def __init__(self, pixels: Tensor, mean: Tensor, std: Tensor, device: torch.device) -> None:
         samples, channels, height, width = pixels.shape
         self.shape = (channels, height, width)
+        self.bad_images: dict[str, str] = {}  # nothing is left to decode
         self._samples = samples
         # One row of an image is the unit of copying: [M · H, W · C], so that a shift down is a choice of rows.
         channels_last = pixels.permute(0, 2, 3, 1).contiguous()

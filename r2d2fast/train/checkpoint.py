@@ -1,36 +1,81 @@
-"""Checkpoints that survive a crash, a full disk and a damaged file."""
+"""Checkpoints that survive a crash, a full disk and a damaged file, written by any number of ranks and read by any other.
+
+A checkpoint is a directory: the tensors as torch.distributed.checkpoint writes them, each rank its part; the other values as
+JSON; and a manifest with the digest of every file.
+"""
 
 import hashlib
-import io
+import json
 import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from r2d2fast.train.errors import TrainingError
-from r2d2fast.train.files import write_atomically, writing
+from r2d2fast.train.files import sync_directory, write_atomically, writing
+from r2d2fast.train.ranks import Ranks
 
-CURRENT = "checkpoint.pt"
-PREVIOUS = "checkpoint.previous.pt"
-DIGEST_BYTES = hashlib.sha256().digest_size
+CURRENT = "checkpoint"
+PREVIOUS = "checkpoint.previous"
+TEMPORARY = "checkpoint.tmp"
+VALUES = "values.json"
+MANIFEST = "manifest.json"
 
 
-def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors and plain Python values) as the current checkpoint; the one before it is kept.
+def save_checkpoint(directory: Path, tensors: dict[str, Any], values: dict[str, Any], ranks: Ranks) -> None:
+    """Write a state as the current checkpoint; the one before it is kept.
 
-    Raises TrainingError where it cannot be written, on a full disk for example; the checkpoints before it stay good.
+    Every rank calls this, with tensors that are the same on all of them or DTensors, and values of which rank 0's are kept.
+    Raises TrainingError, on every rank, where it cannot be written, on a full disk for example; the checkpoints before it stay
+    good.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getvalue()
-    # The digest, because a file with a flipped bit can still load, with wrong tensors.
-    write_atomically(directory / CURRENT, hashlib.sha256(content).digest() + content, keep_as=directory / PREVIOUS)
+    temporary, problem = directory / TEMPORARY, None
+    try:
+        with writing(directory):
+            if ranks.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+            ranks.largest(0)  # the others wait for the directory
+            planner = dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # rank 0 has the buffers that count
+            with _quietly(ranks) as options:
+                dcp.save(tensors, checkpoint_id=temporary, planner=planner, **options)
+            if ranks.rank == 0:
+                _finish(directory, values)
+    except TrainingError as error:
+        problem = error
+    except CheckpointException as error:
+        # PyTorch's own writer does not say that a disk is full, but that it is at an unexpected position.
+        problem = TrainingError(
+            f"cannot write {temporary}: {_reason(error)}. Is the disk full? Free some space, or name another --run-dir. "
+            "Checkpoints written before are good: --resume goes on from them."
+        )
+    if ranks.largest(problem is not None):
+        if ranks.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise problem or TrainingError("another rank could not write its part of the checkpoint")
 
 
-def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest good checkpoint in ``directory``, on the CPU, and a message for each bad one, damaged or
-    unreadable, that was passed over.
+def _finish(directory: Path, values: dict[str, Any]) -> None:
+    temporary, current, previous = (directory / name for name in (TEMPORARY, CURRENT, PREVIOUS))
+    write_atomically(temporary / VALUES, json.dumps(values).encode())
+    digests = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+    write_atomically(temporary / MANIFEST, json.dumps(digests).encode())
+    # The current one goes out of the way only when the next is on the disk, digests and all.
+    if current.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        os.replace(current, previous)
+    os.replace(temporary, current)
+    sync_directory(directory)
+
+
+def find_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest good checkpoint in ``directory``, and a message for each bad one, damaged or unreadable, that was passed over.
 
     None if there is no checkpoint yet. Raises TrainingError if there are checkpoints and none is good.
     """
@@ -39,22 +84,79 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
         path = directory / name
         if not path.exists():
             continue
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            messages.append(f"the checkpoint {path} cannot be read: {error.strerror}")
-            continue
-        if hashlib.sha256(content[DIGEST_BYTES:]).digest() != content[:DIGEST_BYTES]:
-            messages.append(f"the checkpoint {path} is damaged: {len(content)} bytes that do not fit their checksum")
+        problem = _problem(path)
+        if problem is not None:
+            messages.append(f"the checkpoint {path} {problem}")
             continue
         if messages:
-            # In its place, or the next save would keep the bad file instead of this good one.
-            with writing(directory / CURRENT):
-                os.replace(path, directory / CURRENT)
-            messages.append(f"going on from the one before it, {name}, renamed to {CURRENT}")
-        return torch.load(io.BytesIO(content[DIGEST_BYTES:]), map_location="cpu", weights_only=True), messages
+            messages.append(f"going on from the one before it, {name}")
+        return path, messages
     if messages:
         raise TrainingError(
             f"{'; '.join(messages)}. No good checkpoint is left: restore one, or remove {directory} and start again."
         )
     return None, []
+
+
+def read_values(checkpoint: Path) -> dict[str, Any]:
+    """The values of a good checkpoint."""
+    return json.loads((checkpoint / VALUES).read_bytes())
+
+
+def load_tensors(checkpoint: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
+    """Read the tensors of a good checkpoint into ``tensors``, in place; every rank calls this.
+
+    Raises TrainingError if they do not fit. PyTorch unpickles the list of tensors: load no checkpoint of somebody whom you do
+    not trust.
+    """
+    try:
+        with _quietly(ranks) as options:
+            dcp.load(tensors, checkpoint_id=checkpoint, **options)
+    except CheckpointException as error:
+        raise TrainingError(f"the checkpoint {checkpoint} does not fit this run: {_reason(error)}") from error
+
+
+def keep_good(checkpoint: Path) -> None:
+    """Give ``checkpoint`` the name of the current one, or the next save would keep a bad one in its place."""
+    current = checkpoint.with_name(CURRENT)
+    if checkpoint != current:
+        with writing(current):
+            shutil.rmtree(current, ignore_errors=True)
+            os.replace(checkpoint, current)
+
+
+def _problem(checkpoint: Path) -> str | None:
+    try:
+        digests = json.loads((checkpoint / MANIFEST).read_bytes())
+        found = {path.name for path in checkpoint.iterdir()} - {MANIFEST}
+        if missing := sorted(digests.keys() - found):
+            return f"lacks {', '.join(missing)}"
+        # The digests, because a file with a flipped bit can still load, with wrong tensors.
+        wrong = [name for name, digest in digests.items() if _digest(checkpoint / name) != digest]
+        return f"is damaged: {', '.join(wrong)} do not fit their checksums" if wrong else None
+    except OSError as error:
+        return f"cannot be read: {error.strerror} ({error.filename})"
+    except (ValueError, AttributeError):
+        return f"is damaged: {MANIFEST} cannot be read as JSON"
+
+
+def _reason(error: CheckpointException) -> str:
+    """The first rank's own error, in one line."""
+    failure = next(iter(error.failures.values()))[0]
+    return str(failure).splitlines()[0] or type(failure).__name__
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):  # hashlib.file_digest() is of Python 3.11
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _quietly(ranks: Ranks) -> Iterator[dict[str, Any]]:
+    """Arguments for torch.distributed.checkpoint, which warns a single process that it is one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield {"no_dist": ranks.count == 1}

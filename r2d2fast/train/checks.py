@@ -2,18 +2,18 @@
 
 import torch
 
+from r2d2fast.data import mixed_steps, shuffled_steps
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError
 
 LARGEST = torch.finfo(torch.float32).max
-# The trainer's generators take the seeds 2 * seed and 2 * seed + 1, as int64.
 SEEDS = 2**62
 
 
-def check_values(config: Config, image_side: int) -> None:
+def check_values(config: Config, image_side: int, ranks: int) -> None:
     """Raise ConfigError for the first value that lies outside its range, of all stages that ``config`` runs.
 
-    ``image_side``: the smaller of height and width, in pixels.
+    ``image_side``: the smaller of height and width, in pixels. ``ranks``: the number of processes.
     """
     one, two, three = config.stage1, config.stage2, config.stage3
     from_zero: dict[str, tuple[float, ...]] = {
@@ -22,7 +22,8 @@ def check_values(config: Config, image_side: int) -> None:
         "--label-lr": (config.label_lr,),
         "--weight-decay": (config.weight_decay,),
     }
-    from_one: dict[str, int] = {}
+    from_one: dict[str, int] = {"--log-interval": config.log_interval, "--bn-groups": config.bn_groups}
+    multiples: dict[str, int] = {}
     if 1 in config.stages:
         from_zero["--stage1.lr"] = (one.lr,)
         from_one |= {"--stage1.epochs": one.epochs, "--stage1.batch": one.batch}
@@ -33,6 +34,7 @@ def check_values(config: Config, image_side: int) -> None:
             "--stage2.unlabelled-batch": two.unlabelled_batch,
             "--stage2.labelled-batch": two.labelled_batch,
         }
+        multiples = {name: from_one[name] for name in ("--stage2.unlabelled-batch", "--stage2.labelled-batch")}
     if 3 in config.stages:
         from_zero["--stage3.lr"] = (three.lr,)
         from_one |= {"--stage3.epochs": three.epochs, "--stage3.batch": three.batch}
@@ -43,15 +45,22 @@ def check_values(config: Config, image_side: int) -> None:
     _require(0 < config.label_scale <= LARGEST, "--label-scale", config.label_scale, "above 0, and finite as float32")
     _require(0 <= config.momentum < 1, "--momentum", config.momentum, "at least 0 and below 1")
     _require(0 <= config.translate < image_side, "--translate", config.translate, f"0 to {image_side - 1} pixels")
+    _require(config.cutout >= 0, "--cutout", config.cutout, "at least 0 pixels")
+    _require(config.checkpoint_minutes > 0, "--checkpoint-minutes", config.checkpoint_minutes, "above 0")
     for flag, number in {"--seed": config.seed, "--split": config.split}.items():
         _require(number is None or 0 <= number < SEEDS, flag, number, f"0 to {SEEDS - 1}")
     for flag, count in from_one.items():
         if count < 1:
             raise ConfigError(f"{flag} {count}: must be at least 1; leave a whole stage out with --stages")
+    for flag, count in multiples.items():
+        if count % ranks:
+            raise ConfigError(
+                f"{flag} {count}: must be a multiple of the {ranks} processes, or run another number of them"
+            )
 
 
-def check_schedule(config: Config, unlabelled: int) -> None:
-    """Raise ConfigError where numbers do not fit one another, or the ``unlabelled`` samples."""
+def check_schedule(config: Config, labelled: int, unlabelled: int, ranks: int) -> None:
+    """Raise ConfigError where numbers do not fit one another, or so many samples and processes."""
     one, two = config.stage1, config.stage2
     if config.stages not in ((1,), (1, 2), (1, 2, 3)):
         asked = ",".join(map(str, config.stages))
@@ -61,9 +70,15 @@ def check_schedule(config: Config, unlabelled: int) -> None:
             f"--stage1.cosine-epochs {one.cosine_epochs}: must be at least --stage1.epochs, {one.epochs}, "
             "or the learning rate would rise again"
         )
+    for stage, batch, samples in ((1, one.batch, labelled), (3, config.stage3.batch, labelled + unlabelled)):
+        if stage in config.stages and shuffled_steps(samples, batch, ranks) == 0:
+            raise ConfigError(
+                f"stage {stage} has {samples} samples, which make no batch: at least {2 * ranks} are needed, "
+                "two for each process"
+            )
     if 2 not in config.stages:
         return
-    if two.unlabelled_batch > unlabelled:
+    if mixed_steps(unlabelled, two.unlabelled_batch, ranks) == 0:
         raise ConfigError(
             f"--stage2.unlabelled-batch {two.unlabelled_batch}: there are only {unlabelled} unlabelled samples; "
             "take smaller batches, fewer --num-labels, or --stages 1"

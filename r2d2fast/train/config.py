@@ -1,4 +1,7 @@
-"""Everything that decides how a run goes: one dataclass, its fields the flags of ``python -m r2d2fast.train``."""
+"""Everything that decides how a run goes: one dataclass, its fields the flags of ``python -m r2d2fast.train``.
+
+Where a recipe has each of its numbers from is said in recipes.py, and by ``--dry-run``.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,17 +32,16 @@ class Stage1:
     """Stage 1: supervised, labelled samples only."""
 
     epochs: int
-    """Passes over the labelled samples. Digits: ours."""
+    """Passes over the labelled samples."""
 
     batch: int
-    """Labelled samples in a batch. Digits: ours."""
+    """Labelled samples in a batch, of all ranks together."""
 
     lr: float
-    """Learning rate at the start; it falls along a cosine. Digits: reference implementation (CIFAR-10)."""
+    """Learning rate at the start; it falls along a cosine."""
 
     cosine_epochs: int
-    """Epochs after which the cosine reaches zero, at least --stage1.epochs; the reference implementation stops before
-    (300 of 350 epochs on CIFAR-10). Digits: ours."""
+    """Epochs after which the cosine reaches zero, at least --stage1.epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +49,20 @@ class Stage2:
     """Stage 2: D2 up to the first reprediction, R2 from there on. Momentum is kept throughout."""
 
     epochs: int
-    """Passes over the unlabelled samples, D2 and R2 together. Digits: ours."""
+    """Passes over the unlabelled samples, D2 and R2 together."""
 
     unlabelled_batch: int
-    """Unlabelled samples in a batch; they come first. 75 % of a batch: paper. 96: ours."""
+    """Unlabelled samples in a batch, of all ranks together; they come first."""
 
     labelled_batch: int
-    """Labelled samples in a batch, after the unlabelled ones. 25 % of a batch: paper. 32: ours."""
+    """Labelled samples in a batch, of all ranks together, after the unlabelled ones; the paper takes 25 % of a batch."""
 
     repredict_epochs: Integers
     """Epochs, counted from 0 in the stage, before which the network predicts all pseudo-logits anew; comma separated,
-    an empty word for plain D2. Four of them: reference implementation. Their places: ours."""
+    an empty word for plain D2."""
 
     lrs: Numbers
-    """Learning rates, comma separated: before the first reprediction, then from each reprediction on. 0.12, 0.12, 0.08,
-    0.04, 0.004: reference implementation (CIFAR-10)."""
+    """Learning rates, comma separated: before the first reprediction, then from each reprediction on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +70,13 @@ class Stage3:
     """Stage 3: fine-tuning on hard labels of all samples."""
 
     epochs: int
-    """Passes over all training samples. Digits: ours."""
+    """Passes over all training samples."""
 
     batch: int
-    """Samples in a batch. Digits: ours."""
+    """Samples in a batch, of all ranks together."""
 
     lr: float
-    """Learning rate at the start; it falls along a cosine to zero. 0.01: reference implementation (CIFAR-10)."""
+    """Learning rate at the start; it falls along a cosine to zero."""
 
     hard_labels: Literal["repredict", "pseudo"]
     """Labels of unlabelled samples. repredict, the class that the network predicts at the start of the stage: reference
@@ -85,10 +86,18 @@ class Stage3:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Train a network with few labels by R2-D2 (Wang & Wu, AAAI 2020), in three stages: supervised; D2 with repeated
-    reprediction (R2); fine-tuning on the hard labels found."""
+    reprediction (R2); fine-tuning on the hard labels found. Defaults are those of the data set's recipe; --dry-run shows
+    where each is from."""
 
     dataset: str = "digits"
-    """Data set, whose recipe gives the defaults below. digits: scikit-learn's 1797 images of 8x8 pixels, embedded."""
+    """Data set, whose recipe gives the defaults below: digits (scikit-learn's 1797 images of 8x8 pixels, embedded), mnist,
+    fashion-mnist, svhn, cifar10, cifar100, imagenet, or folder (your own images and a file of labels)."""
+
+    data_dir: Path = Path("data")
+    """Where the data set's files are; what belongs there is said where they are missing."""
+
+    download: bool = False
+    """Download the data set into --data-dir where it is not there and torchvision may."""
 
     seed: int = 0
     """Seed of initial weights, data order and augmentation."""
@@ -96,8 +105,11 @@ class Config:
     split: int | None = None
     """Number of the split, that is, of the draw of labelled samples. Default: the seed."""
 
+    split_file: Path | None = None
+    """Labelled samples from a file instead, a line of file name and class each; --num-labels then is their number."""
+
     num_labels: int
-    """Labelled samples in all, the same number of each class. Digits: ours."""
+    """Labelled samples in all, the same number of each class; 0 takes every label there is."""
 
     stages: Integers = (1, 2, 3)
     """Stages to run, comma separated: 1, 1,2 or 1,2,3 (each starts from the network of the one before)."""
@@ -108,36 +120,103 @@ class Config:
     resume: bool = False
     """Go on from the last good checkpoint in the run directory; start if there is none."""
 
+    eval_only: bool = False
+    """Print the test error of the last checkpoint's network, and train nothing."""
+
     dry_run: bool = False
-    """Print the schedule as a table of epochs, and the memory of network and bank; train nothing."""
+    """Print schedule, settings, memory and an estimate of the time, from a few steps of each stage; train nothing."""
+
+    runs: int = 1
+    """Runs one after the other, with seeds (and splits) from --seed (and --split) on, and a table of mean and std at the end."""
 
     device: str = "auto"
-    """Where to train: cpu, cuda, cuda:1 ...; auto is cuda where there is one, else cpu."""
+    """Where to train: cpu, cuda, cuda:1 ...; auto is cuda where there is one, else cpu. Under torchrun: cpu, cuda or auto."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the network's arithmetic, by autocast; float16 with a GradScaler. auto: bfloat16 on GPUs that have it, float16 on
+    others, float32 on CPUs."""
+
+    compile: bool = False
+    """Compile the network with torch.compile, on a GPU with CUDA graphs."""
+
+    deterministic: bool = False
+    """Only operations that give the same bits on every run; an error where there is none. Slower on a GPU."""
+
+    workers: int = 0
+    """Processes that load images, of each rank, for imagenet and folder (others are in memory); 0: the trainer itself."""
+
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What an image that cannot be decoded does (imagenet, folder): stop the run, or be replaced and counted."""
+
+    log_interval: int = 50
+    """Steps between two looks at the loss, each of which makes the host wait for the device."""
+
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints in epochs longer than that; there is one at the end of an epoch, too."""
+
+    tensorboard: bool = False
+    """Write metrics for TensorBoard, too, into the run directory (pip install "r2d2fast[tensorboard]")."""
+
+    profile: bool = False
+    """Write trace.json, of a few steps of each stage, into the run directory: for chrome://tracing or ui.perfetto.dev."""
+
+    onnx: bool = False
+    """Write network.onnx, too, at the end (pip install "r2d2fast[onnx]")."""
+
+    backbone: str
+    """Network: small, lenet2d, convlarge, shake26-96, resnet18, torchvision:NAME or timm:NAME."""
+
+    pretrained: Path | None = None
+    """Weights to start from, safetensors or a PyTorch state_dict; a classifier of other classes is left out."""
+
+    bn_groups: int = 1
+    """Parts of a batch that batch norm normalises apart, in training; 4 as the reference implementation's four GPUs do."""
 
     alpha: float = 0.1
-    """Weight of the class loss between prediction and pseudo-label. 0.1: paper."""
+    """Weight of the class loss between prediction and pseudo-label."""
 
     beta: float = 0.03
-    """Weight of the prediction's entropy. 0.03: paper."""
+    """Weight of the prediction's entropy."""
 
     class_loss: Literal["kl_reverse", "kl", "mse"] = "kl_reverse"
     """Distance of prediction p and pseudo-label q: kl_reverse, KL(p||q): paper; kl, KL(q||p), and mse: its ablation."""
 
     label_lr: float
     """Step size of the pseudo-logit update; the effective step is label_lr * alpha / batch, 0.78 in the reference
-    implementation (4000 * 0.1 / 512). Digits: 1000, the same effective step for a batch of 128."""
+    implementation (4000 * 0.1 / 512)."""
 
     label_scale: float = 10.0
-    """Pseudo-logit of a labelled sample's class, the others being 0. 10: paper."""
+    """Pseudo-logit of a labelled sample's class, the others being 0."""
+
+    bank_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the pseudo-logits; the 16-bit ones round stochastically, so that small steps add up."""
+
+    bank_storage: str = "device"
+    """Where the pseudo-logits are: device; pinned, host memory that the GPU's kernel works in; or a path, a mapped file."""
 
     momentum: float = 0.9
-    """Nesterov momentum of SGD, every stage. 0.9: reference implementation."""
+    """Nesterov momentum of SGD, every stage."""
 
     weight_decay: float
-    """L2 penalty on all parameters, every stage. Digits: ours; CIFAR-10: 2e-4, reference implementation."""
+    """L2 penalty on all parameters, every stage."""
 
-    translate: int
-    """Augmentation: largest shift in pixels, down and right. Digits: ours."""
+    translate: int = 0
+    """Augmentation: largest shift in pixels, down and right (images held in memory)."""
+
+    border: Literal["background", "reflect"] = "background"
+    """What a shift brings in: empty pixels, or the image mirrored."""
+
+    flip: bool = False
+    """Augmentation: mirror half of the images left to right."""
+
+    cutout: int = 0
+    """Augmentation of stages 1 and 3: side of a square that is set to the mean, clipped at the border; 0 for none."""
+
+    image_size: int = 224
+    """Side of the square that the network sees, in pixels (imagenet, folder); cut at random from scale 0.08 to 1 in training."""
+
+    resize: int = 256
+    """Shorter side of an image from whose centre evaluation cuts the square, in pixels (imagenet, folder)."""
 
     stage1: Stage1 = field()
     stage2: Stage2 = field()

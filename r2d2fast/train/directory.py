@@ -1,27 +1,36 @@
 """A run's own directory: whose run it holds, and the files in it."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from r2d2fast.data import Dataset, write_split
 from r2d2fast.train.checkpoint import CURRENT, PREVIOUS
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.files import write_atomically, writing
+from r2d2fast.train.recipes import flags
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
+SPLIT = "labelled.txt"
+NETWORK = "network.safetensors"
+ONNX = "network.onnx"
 # A directory with any of them holds a run.
 RUN_FILES = (CONFIG, CURRENT, PREVIOUS, METRICS, RESULTS)
 
 # They say where and how to run, not what: two runs that differ in nothing else are the same run.
-NOT_COMPARED = ("run_dir", "resume", "dry_run")
+NOT_COMPARED = {
+    *("data_dir", "download", "run_dir", "resume", "eval_only", "dry_run", "runs", "device", "compile", "workers"),
+    *("log_interval", "checkpoint_minutes", "tensorboard", "profile", "onnx", "bank_storage"),
+}
 
 
-def open_directory(directory: Path, config: Config) -> None:
-    """Make ``directory`` the run's own, or find that it is already.
+def open_directory(directory: Path, config: Config) -> dict[str, Any] | None:
+    """Make ``directory`` the run's own, or find that it is already. Returns the results of a finished run.
 
     Raises ConfigError if it holds a run and ``config.resume`` is off, or a run of another or an unknown configuration;
     TrainingError if it cannot be written.
@@ -33,7 +42,7 @@ def open_directory(directory: Path, config: Config) -> None:
         found = [name for name in RUN_FILES if (directory / name).exists()]
     if not found:
         write_atomically(path, _json(asked))
-        return
+        return None
     if CONFIG not in found:
         raise ConfigError(
             f"{directory} already holds a run ({', '.join(found)}) but no {CONFIG}, so which run it is cannot be told: "
@@ -49,17 +58,13 @@ def open_directory(directory: Path, config: Config) -> None:
             f"{directory} holds a run of another configuration: {differences}. "
             "Resume it with the same flags, or name another --run-dir"
         )
+    return _read_json(directory / RESULTS) if RESULTS in found else None
 
 
-def write_metrics(directory: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the metrics of all epochs so far, a line each, in place of what was there."""
-    write_atomically(directory / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
-
-
-def append_metrics(directory: Path, row: dict[str, Any]) -> None:
-    """Add the line of one epoch."""
-    with writing(directory / METRICS), open(directory / METRICS, "a") as file:
-        file.write(json.dumps(row) + "\n")
+def write_split_file(directory: Path, dataset: Dataset, labels: Tensor) -> None:
+    """Write which samples are labelled, as ``--split-file`` reads it."""
+    with writing(directory):
+        write_split(directory / SPLIT, dataset.train_names, labels, dataset.class_names)
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:
@@ -67,21 +72,9 @@ def write_results(directory: Path, results: dict[str, Any]) -> None:
     write_atomically(directory / RESULTS, _json(results))
 
 
-def read_results(directory: Path) -> dict[str, Any] | None:
-    """The results of a finished run, None if it is not finished. Raises ConfigError for a damaged file."""
-    path = directory / RESULTS
-    return _read_json(path) if path.exists() else None
-
-
 def _comparable(config: Config) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in asdict(config).items():
-        if isinstance(value, dict):
-            fields |= {f"{name}.{inner}": entry for inner, entry in value.items()}
-        elif name not in NOT_COMPARED:
-            fields[name] = value
     # Through JSON and back, so that a tuple here equals the list that was read there.
-    return json.loads(_json(fields))
+    return json.loads(_json({name: value for name, value in flags(config).items() if name not in NOT_COMPARED}))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -95,4 +88,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
+    return (json.dumps(value, indent=2, default=str) + "\n").encode()

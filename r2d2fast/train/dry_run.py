@@ -1,17 +1,47 @@
-"""The schedule as a table, and the memory it needs."""
+"""What a run would do: schedule, settings and where they are from, memory, and time measured in a few steps."""
 
-from itertools import groupby
+import time
+from itertools import groupby, pairwise
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from r2d2fast.train.config import Config
+from r2d2fast.train.ranks import Ranks
+from r2d2fast.train.recipes import RECIPES, flags
 from r2d2fast.train.schedule import Epoch
-from r2d2fast.train.trainer import Trainer
+from r2d2fast.train.sources import load_data
+from r2d2fast.train.trainer import EVALUATION_BATCH, Trainer
+
+MEASURED_STEPS = 3
 
 
-def print_plan(trainer: Trainer, console: Console) -> None:
-    """Print what a run would do: the schedule, equal epochs in one line, and the bytes of network and bank."""
+def print_plan(config: Config, ranks: Ranks, console: Console) -> None:
+    """Print what a run of ``config`` would do. The steps measured change a trainer that nobody keeps."""
+    trainer = Trainer(config, *load_data(config, ranks), ranks)
+    _print_settings(config, console)
+    _print_schedule(trainer, console)
+    _print_memory(trainer, console)
+    _print_time(trainer, console)
+
+
+def _print_settings(config: Config, console: Console) -> None:
+    recipe = RECIPES[config.dataset]
+    defaults = flags(recipe.config)
+    table = Table(title="settings, and where they are from")
+    for heading in ("setting", "value", "from"):
+        table.add_column(heading)
+    for name, value in flags(config).items():
+        if value != defaults[name] and name not in ("dry_run", "split"):
+            table.add_row(_flag(name), _text(value), "command line")
+        elif name in recipe.sources and name != "dataset":
+            table.add_row(_flag(name), _text(value), recipe.sources[name])
+    console.print(table)
+
+
+def _print_schedule(trainer: Trainer, console: Console) -> None:
     labelled, unlabelled = len(trainer.labelled), len(trainer.unlabelled)
     table = Table(title=f"{trainer.config.dataset}, {labelled} labelled samples, {unlabelled} unlabelled")
     for heading in ("stage", "epochs", "before the first", "steps an epoch", "batch", "learning rate"):
@@ -30,15 +60,87 @@ def print_plan(trainer: Trainer, console: Console) -> None:
             end_section=last.last,
         )
     console.print(table)
-    steps = sum(epoch.steps for epoch in trainer.schedule)
+
+
+def _print_memory(trainer: Trainer, console: Console) -> None:
     parameters = list(trainer.model.parameters())
     network = sum(parameter.nbytes for parameter in parameters)
-    console.print(
-        f"{len(trainer.schedule)} epochs, {steps} steps. "
-        f"Network: {sum(parameter.numel() for parameter in parameters)} parameters, {network} bytes. "
-        f"Bank: {unlabelled} x {trainer.data.num_classes} pseudo-logits, {trainer.bank.nbytes} bytes.",
-        highlight=False,
+    largest = max(_batch_size(trainer.config, stage) for stage in trainer.config.stages) // trainer.ranks.count
+    lines = (
+        f"Network: {sum(parameter.numel() for parameter in parameters)} parameters, {network} bytes; "
+        "as much again for gradients, and for momentum.",
+        f"Bank: {len(trainer.unlabelled)} x {trainer.data.num_classes} pseudo-logits, {trainer.bank.nbytes} bytes on this rank.",
+        f"Activations: about {_activation_bytes(trainer) * largest / 2**20:.1f} MiB for the {largest} images of a batch "
+        "on each rank.",
     )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _activation_bytes(trainer: Trainer) -> float:
+    """What autograd keeps of each image for the backward pass, without the parameters; of two images."""
+    known = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = torch.zeros(2, *trainer.data.train.shape, device=trainer.ranks.device)
+    trainer.model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), trainer.precision.autocast():
+        logits = trainer.model(images.contiguous(memory_format=torch.channels_last))
+    del logits
+    return sum(kept.values()) / 2
+
+
+def _print_time(trainer: Trainer, console: Console) -> None:
+    """From a few steps of each stage and some images evaluated: the test images after each epoch, the others at a prediction."""
+    image = _seconds_per_image(trainer)
+    total = 0.0
+    for stage in trainer.config.stages:
+        epochs = [epoch for epoch in trainer.schedule if epoch.stage == stage]
+        step = _seconds_per_step(trainer, epochs[0])
+        images = len(epochs) * len(trainer.data.test) + sum(epoch.predicts for epoch in epochs) * len(
+            trainer.unlabelled
+        )
+        seconds = sum(epoch.steps for epoch in epochs) * step + images * image / trainer.ranks.count
+        total += seconds
+        console.print(f"Stage {stage}: {1000 * step:.3g} ms a step, about {_duration(seconds)}.", highlight=False)
+    steps = sum(epoch.steps for epoch in trainer.schedule)
+    console.print(f"{len(trainer.schedule)} epochs, {steps} steps, about {_duration(total)} in all.", highlight=False)
+
+
+def _seconds_per_step(trainer: Trainer, epoch: Epoch) -> float:
+    """The median of a few steps after the first."""
+    trainer.go_to(trainer.schedule.index(epoch))
+    times = [time.perf_counter()]
+
+    def pause() -> None:
+        _synchronize(trainer)
+        times.append(time.perf_counter())
+
+    trainer.train(epoch, list(trainer.order(epoch))[: MEASURED_STEPS + 1], pause)
+    steps = sorted(later - before for before, later in pairwise(times))
+    return steps[(len(steps) - 1) // 2]
+
+
+def _seconds_per_image(trainer: Trainer) -> float:
+    samples = torch.arange(min(EVALUATION_BATCH, len(trainer.data.test)))
+    seconds = []
+    for _ in range(2):  # the first time memory is allocated
+        began = time.perf_counter()
+        for _ in trainer.evaluate(trainer.data.test, samples):
+            _synchronize(trainer)
+        seconds.append(time.perf_counter() - began)
+    return seconds[-1] / len(samples)
+
+
+def _synchronize(trainer: Trainer) -> None:
+    if trainer.ranks.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _runs(schedule: list[Epoch]) -> list[tuple[int, Epoch]]:
@@ -51,7 +153,27 @@ def _runs(schedule: list[Epoch]) -> list[tuple[int, Epoch]]:
     return numbered
 
 
-def _batch(config: Config, stage: int) -> str:
+def _batch_size(config: Config, stage: int) -> int:
     if stage == 2:
-        return f"{config.stage2.unlabelled_batch} + {config.stage2.labelled_batch}"
-    return str(config.stage1.batch if stage == 1 else config.stage3.batch)
+        return config.stage2.unlabelled_batch + config.stage2.labelled_batch
+    return config.stage1.batch if stage == 1 else config.stage3.batch
+
+
+def _batch(config: Config, stage: int) -> str:
+    two = config.stage2
+    return f"{two.unlabelled_batch} + {two.labelled_batch}" if stage == 2 else str(_batch_size(config, stage))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -20,12 +20,12 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, content: bytes, keep_as: Path | None = None) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` so that a crash or a full disk leaves either the old file or the new one, whole.
 
     The content goes to a temporary file in the same directory, is synced to the disk and renamed; then the directory is
-    synced. ``keep_as``: the name under which an old file at ``path`` is kept. Raises TrainingError, with the temporary
-    file removed and the old one untouched, where the content cannot be written.
+    synced. Raises TrainingError, with the temporary file removed and the old one untouched, where the content cannot be
+    written.
     """
     temporary = path.with_name(path.name + ".tmp")
     with writing(path):
@@ -37,11 +37,14 @@ def write_atomically(path: Path, content: bytes, keep_as: Path | None = None) ->
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        if keep_as is not None and path.exists():
-            os.replace(path, keep_as)
         os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in ``directory`` are on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -35,9 +35,8 @@ class Reporter:
             disable=not console.is_terminal,
         )
         # In steps, because an epoch of stage 1 can be a hundred times shorter than one of stage 2.
-        self.task = self.bar.add_task(
-            "", total=sum(epoch.steps for epoch in schedule), completed=sum(epoch.steps for epoch in schedule[:done])
-        )
+        self.before = sum(epoch.steps for epoch in schedule[:done])  # this epoch
+        self.task = self.bar.add_task("", total=sum(epoch.steps for epoch in schedule), completed=self.before)
 
     def __enter__(self) -> "Reporter":
         self.bar.start()
@@ -48,6 +47,10 @@ class Reporter:
     ) -> None:
         self.bar.stop()
 
+    def stepped(self, step: int) -> None:
+        """Show that so many steps of an epoch are done."""
+        self.bar.update(self.task, completed=self.before + step)
+
     def epoch_ended(self, epoch: Epoch, row: dict[str, Any]) -> None:
         """Show the metrics of an epoch: always in the bar; as a line at stage ends, repredictions and now and then."""
         line = (
@@ -55,7 +58,8 @@ class Reporter:
             f"/{self.epochs_of_stage[epoch.stage]}  loss {row['train_loss']:.4f}  error {row['test_error']:.2f} %  "
             f"{row['images_per_second']:.0f} images/s"
         )
-        self.bar.update(self.task, description=line, advance=epoch.steps)
+        self.before += epoch.steps
+        self.bar.update(self.task, description=line, completed=self.before)
         now = time.monotonic()
         if epoch.last or (not self.console.is_terminal and (epoch.repredicts or now >= self.line_due)):
             label_error = row["pseudo_label_error"]

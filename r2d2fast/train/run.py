@@ -2,66 +2,137 @@
 
 import platform
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from r2d2fast.data import load_dataset
-from r2d2fast.train.checkpoint import CURRENT, load_checkpoint, save_checkpoint
+from r2d2fast.models import export_onnx, export_safetensors
+from r2d2fast.train.checkpoint import find_checkpoint, keep_good, load_tensors, read_values, save_checkpoint
 from r2d2fast.train.config import Config
-from r2d2fast.train.directory import append_metrics, open_directory, read_results, write_metrics, write_results
-from r2d2fast.train.errors import DivergenceError, TrainingError
+from r2d2fast.train.directory import NETWORK, ONNX, open_directory, write_results, write_split_file
+from r2d2fast.train.errors import ConfigError, DivergenceError, TrainingError
+from r2d2fast.train.files import write_atomically
+from r2d2fast.train.metrics import Metrics
 from r2d2fast.train.pictures import draw_curves, draw_pseudo_labels
+from r2d2fast.train.preemption import Pauses
+from r2d2fast.train.profile import profiling
 from r2d2fast.train.progress import Reporter
+from r2d2fast.train.ranks import Ranks
+from r2d2fast.train.sources import load_data
 from r2d2fast.train.trainer import Trainer
 
-# Syncing a checkpoint to the disk can take longer than one of stage 1's short epochs. Epochs after the last checkpoint
-# are computed again on resuming, to the same bits.
+# Epochs after the last checkpoint are computed again on resuming, to the same bits. Stage 1's epochs can be far shorter than
+# it takes to sync a checkpoint to the disk: between two there is so much time, and as many times that of writing one.
 SECONDS_BETWEEN_CHECKPOINTS = 2.0
+CHECKPOINT_SHARE = 20
 
 
-def run(config: Config, directory: Path, console: Console) -> dict[str, Any]:
-    """Train as ``config`` (with ``split`` and ``device`` resolved) says, or go on where ``directory`` left off.
+def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, Any]:
+    """Train as ``config`` (with ``split`` resolved) says, or go on where ``directory`` left off.
 
     Returns the results, as in ``results.json``. Raises TrainingError.
     """
-    trainer = Trainer(config, load_dataset(config.dataset))
-    open_directory(directory, config)
-    finished = read_results(directory)
+    trainer = Trainer(config, *load_data(config, ranks), ranks)
+    finished = ranks.first(lambda: open_directory(directory, config))
     if finished is not None:
         console.print(f"{directory} holds a finished run; nothing to do.", soft_wrap=True)
         return finished
-    state, messages = load_checkpoint(directory) if config.resume else (None, [])
+    if config.resume:
+        _resume(trainer, directory, console)
+    ranks.first(lambda: write_split_file(directory, trainer.data, trainer.labels))
+    _train(trainer, directory, console)
+    results = summarize(config, trainer.rows)
+    # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
+    ranks.first(lambda: _finish(trainer, directory, results))
+    return results
+
+
+def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, float]:
+    """The test errors of the network in the last good checkpoint of ``directory``. Raises TrainingError if there is none."""
+    trainer = Trainer(config, *load_data(config, ranks), ranks)
+    if not _resume(trainer, directory, console):
+        raise TrainingError(f"{directory} has no checkpoint to evaluate; name the --run-dir of a run that has begun")
+    return trainer.test_errors()
+
+
+def _resume(trainer: Trainer, directory: Path, console: Console) -> bool:
+    path, messages = trainer.ranks.first(lambda: find_checkpoint(directory))
     for message in messages:
         console.print(message, soft_wrap=True)
-    if state is not None:
-        trainer.load_state_dict(state)
-        console.print(f"resumed after {len(trainer.rows)} of {len(trainer.schedule)} epochs")
-    # Lines of epochs after the checkpoint, perhaps a half-written one, go; they will be written again.
-    write_metrics(directory, trainer.rows)
+    if path is None:
+        return False
+    trainer.load_values(read_values(path))
+    load_tensors(path, trainer.tensors(), trainer.ranks)
+    trainer.ranks.first(lambda: keep_good(path))
+    steps = f" and {trainer.step} steps" if trainer.step else ""
+    console.print(f"resumed after {len(trainer.rows)} of {len(trainer.schedule)} epochs{steps}")
+    return True
 
-    saved_at, saved_epochs = time.monotonic(), len(trainer.rows)
-    with Reporter(console, trainer.schedule, len(trainer.rows)) as reporter:
+
+def _train(trainer: Trainer, directory: Path, console: Console) -> None:
+    config, ranks = trainer.config, trainer.ranks
+    saver = _Saver(trainer, directory)
+    pauses = Pauses(ranks, saver.save, config.checkpoint_minutes)
+    metrics = ranks.first(lambda: Metrics(directory, trainer.rows, config.tensorboard)) if ranks.rank == 0 else None
+    ranks.largest(0)
+    with Reporter(console, trainer.schedule, len(trainer.rows)) as reporter, pauses.watching():
         for epoch in trainer.schedule[len(trainer.rows) :]:
-            try:
-                row = trainer.run_epoch()
-            except DivergenceError as error:
-                raise TrainingError(
-                    f"{error} The last good checkpoint, after {saved_epochs} epochs, is {directory / CURRENT}."
-                ) from error
-            append_metrics(directory, row)
-            reporter.epoch_ended(epoch, row)
-            if epoch.last or time.monotonic() - saved_at >= SECONDS_BETWEEN_CHECKPOINTS:
-                save_checkpoint(directory, trainer.state_dict())
-                saved_at, saved_epochs = time.monotonic(), len(trainer.rows)
+            # Of each stage's first epoch that there is.
+            traced = config.profile and epoch.epoch == 0 and ranks.rank == 0
+            tracing = profiling(directory / f"trace-stage{epoch.stage}.json") if traced else nullcontext(lambda: None)
+            with tracing as after_step:
 
+                def pause(after_step: Any = after_step) -> None:
+                    after_step()
+                    reporter.stepped(trainer.step)
+                    pauses()
+
+                try:
+                    row = trainer.run_epoch(pause)
+                except DivergenceError as error:
+                    raise TrainingError(f"{error} {saver.last()}") from error
+            if metrics is not None:
+                metrics.append(row)
+            reporter.epoch_ended(epoch, row)
+            if ranks.largest(epoch.last or saver.due()):
+                saver.save()
+
+
+class _Saver:
+    def __init__(self, trainer: Trainer, directory: Path) -> None:
+        self.trainer = trainer
+        self.directory = directory
+        self.at, self.took = time.monotonic(), 0.0
+        self.epochs = len(trainer.rows)
+
+    def due(self) -> bool:
+        return time.monotonic() - self.at >= max(SECONDS_BETWEEN_CHECKPOINTS, CHECKPOINT_SHARE * self.took)
+
+    def save(self) -> None:
+        began = time.monotonic()
+        save_checkpoint(self.directory, self.trainer.tensors(), self.trainer.values(), self.trainer.ranks)
+        self.at, self.epochs = time.monotonic(), len(self.trainer.rows)
+        self.took = self.at - began
+
+    def last(self) -> str:
+        return f"The last good checkpoint, after {self.epochs} epochs, is {self.directory / 'checkpoint'}."
+
+
+def _finish(trainer: Trainer, directory: Path, results: dict[str, Any]) -> None:
+    model, config = trainer.model, trainer.config
     draw_curves(directory, trainer.rows)
     draw_pseudo_labels(directory, trainer.rows)
-    results = summarize(config, trainer.rows)
+    about = {"backbone": config.backbone, "dataset": config.dataset, "classes": "\n".join(trainer.data.class_names)}
+    write_atomically(directory / NETWORK, export_safetensors(model, about))
+    if config.onnx:
+        try:
+            write_atomically(directory / ONNX, export_onnx(model, trainer.data.train.shape))
+        except ImportError as error:
+            raise ConfigError(f"--onnx: {error}; install it and go on with --resume") from error
     write_results(directory, results)
-    return results
 
 
 def summarize(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -69,7 +140,16 @@ def summarize(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     stages = []
     for stage in config.stages:
         of_stage = [row for row in rows if row["stage"] == stage]
-        entry = {"stage": stage, "epochs": len(of_stage), "test_error": of_stage[-1]["test_error"]}
+        errors = {name: value for name, value in of_stage[-1].items() if name.startswith("test_error")}
+        outside = [row["outside_network"] for row in of_stage if row["outside_network"] is not None]
+        entry = {
+            "stage": stage,
+            "epochs": len(of_stage),
+            **errors,
+            "seconds": sum(row["seconds"] for row in of_stage),
+            "images_per_second": sorted(row["images_per_second"] for row in of_stage)[len(of_stage) // 2],
+            "outside_network": sorted(outside)[len(outside) // 2] if outside else None,
+        }
         if stage == 2:
             first = min(config.stage2.repredict_epochs, default=config.stage2.epochs)
             entry["d2_test_error"] = of_stage[first - 1]["test_error"]
@@ -80,7 +160,8 @@ def summarize(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "seed": config.seed,
         "num_labels": config.num_labels,
         "stages": stages,
-        "test_error": rows[-1]["test_error"],
+        **{name: value for name, value in rows[-1].items() if name.startswith("test_error")},
         "seconds": sum(row["seconds"] for row in rows),
+        "bad_images": rows[-1]["bad_images"],
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }

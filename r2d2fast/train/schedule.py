@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from r2d2fast.data import mixed_steps, shuffled_steps
 from r2d2fast.train.config import Config
 
 
@@ -41,22 +42,23 @@ class Epoch:
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * t / self.cosine_epochs))
 
 
-def make_schedule(config: Config, labelled: int, unlabelled: int) -> list[Epoch]:
+def make_schedule(config: Config, labelled: int, unlabelled: int, ranks: int = 1) -> list[Epoch]:
     """All epochs of the run, in order, for so many labelled and unlabelled samples; ``config`` has been checked."""
     one, two, three = config.stage1, config.stage2, config.stage3
     schedule = []
     if 1 in config.stages:
         for e in range(one.epochs):
-            steps = math.ceil(labelled / one.batch)
+            steps = shuffled_steps(labelled, one.batch, ranks)
             schedule.append(Epoch(1, e, steps, one.lr, one.cosine_epochs, False, e == one.epochs - 1))
     if 2 in config.stages:
         for e in range(two.epochs):
             predicts = e == 0 or e in two.repredict_epochs
             lr = two.lrs[sum(e >= start for start in two.repredict_epochs)]
-            schedule.append(Epoch(2, e, unlabelled // two.unlabelled_batch, lr, None, predicts, e == two.epochs - 1))
+            steps = mixed_steps(unlabelled, two.unlabelled_batch, ranks)
+            schedule.append(Epoch(2, e, steps, lr, None, predicts, e == two.epochs - 1))
     if 3 in config.stages:
         for e in range(three.epochs):
             predicts = e == 0 and three.hard_labels == "repredict"
-            steps = math.ceil((labelled + unlabelled) / three.batch)
+            steps = shuffled_steps(labelled + unlabelled, three.batch, ranks)
             schedule.append(Epoch(3, e, steps, three.lr, three.epochs, predicts, e == three.epochs - 1))
     return schedule

@@ -1,0 +1,55 @@
+"""What a run says when it is over."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_errors(errors: dict[str, float], directory: Path, console: Console) -> None:
+    """Print the test errors of a network that was only evaluated."""
+    console.print(f"{_errors(errors)}: the network in {directory}", highlight=False, soft_wrap=True)
+
+
+def print_summary(results: dict[str, Any], directory: Path, console: Console) -> None:
+    """Print the errors after each stage, the times, and where the files are."""
+    for entry in results["stages"]:
+        d2 = f" (before R2 {entry['d2_test_error']:.2f} %)" if "d2_test_error" in entry else ""
+        outside = entry["outside_network"]
+        share = "" if outside is None else f", {100 * outside:.0f} % of the time outside the network"
+        console.print(
+            f"stage {entry['stage']}: {_errors(entry)} after {entry['epochs']} epochs{d2}; "
+            f"{entry['seconds']:.0f} s, {entry['images_per_second']:.0f} images/s{share}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if results["bad_images"]:
+        console.print(f"{results['bad_images']} images could not be decoded and were replaced", highlight=False)
+    console.print(
+        f"{results['seconds']:.0f} s; results, metrics, pictures, network and checkpoints are in {directory}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_runs(results: list[dict[str, Any]], console: Console) -> None:
+    """Print the errors of several runs, their mean and their standard deviation, in percent."""
+    stages = [entry["stage"] for entry in results[0]["stages"]]
+    table = Table(title="test error in percent at the end of each stage")
+    table.add_column("seed", justify="right")
+    table.add_column("split", justify="right")
+    for stage in stages:
+        table.add_column(f"stage {stage}", justify="right")
+    columns = [[run["stages"][place]["test_error"] for run in results] for place in range(len(stages))]
+    for place, run in enumerate(results):
+        table.add_row(str(run["seed"]), str(run["split"]), *(f"{column[place]:.2f}" for column in columns))
+    table.add_section()
+    table.add_row("mean ± std", "", *(f"{statistics.mean(c):.2f} ± {statistics.stdev(c):.2f}" for c in columns))
+    console.print(table)
+
+
+def _errors(entry: dict[str, Any]) -> str:
+    top5 = f", top-5 {entry['test_error_top5']:.2f} %" if "test_error_top5" in entry else ""
+    return f"test error {entry['test_error']:.2f} %{top5}"
