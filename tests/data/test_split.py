@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from r2d2fast.data import split_labels
+from r2d2fast.data.split import split_labels
 
 TARGETS = torch.arange(200) % 10
 
@@ -22,6 +22,12 @@ def test_the_split_number_alone_decides_the_draw():
     assert not torch.equal(split_labels(TARGETS, 10, 50, split=1), first)
 
 
+def test_a_split_is_the_same_in_every_version():
+    """Written down: errors over other labels cannot be compared."""
+    labels = split_labels(TARGETS, 10, 10, split=0)
+    assert (labels >= 0).nonzero().flatten().tolist() == [28, 29, 40, 46, 63, 112, 131, 165, 187, 194]
+
+
 @pytest.mark.parametrize("num_labels", [0, -10, 55])
 def test_a_number_of_labels_that_no_class_balance_fits_is_refused(num_labels):
     with pytest.raises(ValueError, match=f"num_labels is {num_labels}; it must be a positive multiple of the 10"):
@@ -30,5 +36,32 @@ def test_a_number_of_labels_that_no_class_balance_fits_is_refused(num_labels):
 
 def test_more_labels_than_a_class_has_samples_are_refused():
     assert (split_labels(TARGETS, 10, 200, split=0) == TARGETS).all()
-    with pytest.raises(ValueError, match=r"210.*only 20.*up to 200"):
+    with pytest.raises(ValueError, match=r"210.*21 samples.*class 0 has only 20.*up to 200"):
         split_labels(TARGETS, 10, 210, split=0)
+
+
+def test_samples_of_unknown_class_are_never_drawn():
+    targets = TARGETS.clone()
+    targets[::3] = -1
+    known = torch.bincount(targets[targets >= 0])
+    labels = split_labels(targets, 10, 10 * int(known.min()), split=0)
+    assert (labels[::3] == -1).all()
+    assert torch.equal(labels[labels >= 0], targets[labels >= 0])
+    assert torch.bincount(labels[labels >= 0]).tolist() == [int(known.min())] * 10
+    with pytest.raises(ValueError, match=rf"has only {int(known.min())} whose class is known"):
+        split_labels(targets, 10, 200, split=0)
+
+
+def test_a_class_that_no_sample_has_is_named():
+    with pytest.raises(ValueError, match=r"class 10 has only 0 whose class is known; accepted: up to 0"):
+        split_labels(TARGETS, 11, 11, split=0)
+    with pytest.raises(ValueError, match=r"class 0 has only 0"):
+        split_labels(torch.full((5,), -1), 2, 2, split=0)
+
+
+def test_every_sample_of_a_class_is_drawn_equally_often():
+    targets = torch.tensor([1, 0, -1, 1, 0, 1, 0, -1, 0, 1])
+    drawn = sum((split_labels(targets, 2, 2, split) >= 0).int() for split in range(4000))
+    expected = torch.where(targets >= 0, 1000, 0)
+    assert (drawn - expected).abs().max() < 5 * (4000 * 0.25 * 0.75) ** 0.5
+    assert (drawn[targets < 0] == 0).all()
