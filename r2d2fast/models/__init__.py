@@ -1,5 +1,18 @@
-"""Networks."""
+"""Networks: the paper's backbones, torchvision's and timm's; weights from files and to them."""
 
+from r2d2fast.models.backbones import BACKBONES, make_model
+from r2d2fast.models.batch_norm import with_bn_groups
+from r2d2fast.models.export import export_onnx, export_safetensors
+from r2d2fast.models.pretrained import PretrainedError, load_pretrained
 from r2d2fast.models.small import small_convnet
 
-__all__ = ["small_convnet"]
+__all__ = [
+    "BACKBONES",
+    "PretrainedError",
+    "export_onnx",
+    "export_safetensors",
+    "load_pretrained",
+    "make_model",
+    "small_convnet",
+    "with_bn_groups",
+]

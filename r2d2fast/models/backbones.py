@@ -1,0 +1,118 @@
+"""Every backbone by name."""
+
+import difflib
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from r2d2fast.models.batch_norm import with_bn_groups
+from r2d2fast.models.conv_large import conv_large
+from r2d2fast.models.lenet import LeNet2D
+from r2d2fast.models.libraries import LIBRARIES, library_model, library_names, torchvision_model
+from r2d2fast.models.pretrained import load_pretrained
+from r2d2fast.models.shake_shake import ShakeShake
+from r2d2fast.models.small import small_convnet
+
+_log = logging.getLogger("r2d2fast")
+
+
+class Backbone(NamedTuple):
+    """How to make a network.
+
+    Attributes:
+        build: called with (num_classes, in_channels, image_size) and the switches that are on.
+        smallest: height and width in pixels that it needs at least.
+        multiple: of which height and width have to be a multiple.
+        switches: that it has.
+    """
+
+    build: Callable[..., nn.Module]
+    smallest: int = 1
+    multiple: int = 1
+    switches: tuple[str, ...] = ()
+
+
+BACKBONES = {
+    "small": Backbone(lambda classes, channels, size: small_convnet(channels, classes), smallest=4),
+    "lenet2d": Backbone(LeNet2D, smallest=12),
+    "convlarge": Backbone(
+        lambda classes, channels, size, **switches: conv_large(classes, channels, **switches),
+        smallest=12,
+        switches=("input_noise", "weight_norm"),
+    ),
+    "shake26-96": Backbone(lambda classes, channels, size: ShakeShake(classes, channels), smallest=4, multiple=4),
+    "resnet18": Backbone(functools.partial(torchvision_model, "resnet18")),
+}
+"""Backbones with a name of their own; ``torchvision:NAME`` and ``timm:NAME`` are accepted beside them."""
+
+
+def make_model(
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    *,
+    bn_groups: int = 1,
+    input_noise: bool = False,
+    weight_norm: bool = False,
+    pretrained: Path | None = None,
+) -> nn.Module:
+    """The backbone ``name``, on the CPU, in training mode; initial values are drawn from torch's generator.
+
+    The network takes float ``[B, in_channels, image_size, image_size]`` and gives logits ``[B, num_classes]``.
+
+    Args:
+        name: of :data:`BACKBONES`; or ``torchvision:NAME``, a classification model of torchvision; or ``timm:NAME``, of timm.
+        num_classes: N.
+        in_channels: C. torchvision's networks get another first convolution where it is not 3.
+        image_size: height and width in pixels.
+        bn_groups: parts of a batch that batch norm treats apart in training (:func:`with_bn_groups`).
+        input_noise: ConvLarge only: noise of standard deviation 0.15 on the images in training.
+        weight_norm: ConvLarge only: weight normalisation.
+        pretrained: a file of weights to start from (:func:`load_pretrained`, whose message goes to the log as a warning).
+
+    Raises:
+        ValueError: an unknown name, images of a size that the backbone does not take, a switch or ``bn_groups`` that it does not
+            have; PretrainedError, a ValueError too: a file that cannot be read or does not fit.
+        ImportError: ``timm:NAME`` without timm.
+    """
+    backbone = _find(name)
+    switches = {"input_noise": input_noise, "weight_norm": weight_norm}
+    wanted = [switch for switch, on in switches.items() if on]
+    for switch in wanted:
+        if switch not in backbone.switches:
+            owners = ", ".join(owner for owner, other in BACKBONES.items() if switch in other.switches)
+            raise ValueError(f"backbone {name!r} has no switch {switch}; only {owners} has it")
+    if image_size < backbone.smallest or image_size % backbone.multiple:
+        accepted = f"at least {backbone.smallest}" + f", a multiple of {backbone.multiple}" * (backbone.multiple > 1)
+        raise ValueError(
+            f"backbone {name!r} does not take images of {image_size}×{image_size} pixels; needed: {accepted}"
+        )
+    model = backbone.build(num_classes, in_channels, image_size, **dict.fromkeys(wanted, True))
+    if pretrained is not None:
+        message = load_pretrained(model, pretrained)
+        if message is not None:
+            _log.warning(message)
+    return with_bn_groups(model, bn_groups)
+
+
+def _find(name: str) -> Backbone:
+    if name in BACKBONES:
+        return BACKBONES[name]
+    library, _, model_name = name.rpartition(":")
+    if library in LIBRARIES and model_name in library_names(library):
+        return Backbone(functools.partial(library_model, library, model_name))
+    # Names that lack their library, too; timm's, of which there are a thousand, only where it was named.
+    suggested_library = "timm" if library == "timm" else "torchvision"
+    suggested = {other: f"{suggested_library}:{other}" for other in library_names(suggested_library)}
+    suggested |= {other: other for other in BACKBONES}
+    nearest = [suggested[match] for match in difflib.get_close_matches(model_name.lower(), suggested, n=1)]
+    raise ValueError(
+        f"unknown backbone {name!r}; "
+        + "".join(f"the nearest is {match!r}; " for match in nearest)
+        + f"accepted: {', '.join(BACKBONES)}, {', '.join(f'{library}:NAME' for library in LIBRARIES)}"
+    )
