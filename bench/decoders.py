@@ -1,0 +1,194 @@
+"""Ways from JPEG files to a training batch: RandomResizedCrop 224 and flip, uint8. All on one thread, all of them libjpeg-turbo's
+or FFmpeg's decoder in some wrapping; what differs is the wrapping and how the crop is resized."""
+
+import io
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from r2d2fast.data.dataset import Augmentation
+from r2d2fast.data.folder import load_folder
+from r2d2fast.data.views import RANDOM_NUMBERS, random_crop
+
+SIZE = 224
+AUGMENTATION = Augmentation(flip=True)
+ANTIALIASED = "antialiased bilinear"
+
+# A batch of all training images of a folder.
+Run = Callable[[], Any]
+# One image: the bytes of a file to uint8 [3, 224, 224].
+View = Callable[[bytes], Tensor]
+
+
+class Contestant(NamedTuple):
+    description: str
+    resizing: str
+    prepare: Callable[[Path], Run]
+    """Of the folder of images. ImportError, OSError or RuntimeError where the decoder is not installed."""
+
+
+def _each(make: Callable[[], View]) -> Callable[[Path], Run]:
+    def prepare(root: Path) -> Run:
+        view = make()
+        paths = sorted(root.glob("train/*/*"))
+        return lambda: torch.stack([view(path.read_bytes()) for path in paths])
+
+    return prepare
+
+
+def _then_torchvision(decode: Callable[[bytes], Tensor]) -> View:
+    transform = v2.Compose([v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip()])
+    return lambda data: transform(decode(data))
+
+
+def _crop(width: int, height: int) -> tuple[int, int, int, int, bool]:
+    """Left, top, width and height of a crop, and whether to mirror it, for those who take no torchvision transform."""
+    numbers = [random.random() for _ in range(RANDOM_NUMBERS)]
+    top, left, h, w = random_crop(height, width, numbers)
+    return left, top, w, h, numbers[-1] < 0.5
+
+
+def _of_numpy(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _of_bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _pillow() -> View:
+    transform = v2.Compose([v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    return lambda data: transform(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def _pillow_draft() -> View:
+    def view(data: bytes) -> Tensor:
+        image = Image.open(io.BytesIO(data))
+        full = image.size
+        left, top, width, height, flip = _crop(*full)
+        # The smallest of 1/1, 1/2, 1/4 and 1/8 in which the crop still has 224 x 224 pixels.
+        image.draft("RGB", (full[0] * SIZE // width, full[1] * SIZE // height))
+        across, down = image.width / full[0], image.height / full[1]
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        resized = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
+        return _of_numpy(np.array(resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else resized))
+
+    return view
+
+
+def _torchvision() -> View:
+    from torchvision.io import decode_jpeg
+
+    return _then_torchvision(lambda data: decode_jpeg(_of_bytes(data)))
+
+
+def _torchcodec() -> View:
+    from torchcodec.decoders import decode_jpeg
+
+    return _then_torchvision(lambda data: decode_jpeg(_of_bytes(data)))
+
+
+def _simplejpeg() -> View:
+    import simplejpeg
+
+    return _then_torchvision(lambda data: _of_numpy(simplejpeg.decode_jpeg(data)))
+
+
+def _turbojpeg() -> View:
+    from turbojpeg import TJPF_RGB, TurboJPEG
+
+    library = TurboJPEG()
+    return _then_torchvision(lambda data: _of_numpy(library.decode(data, pixel_format=TJPF_RGB)))
+
+
+def _imagecodecs() -> View:
+    import imagecodecs
+
+    return _then_torchvision(lambda data: _of_numpy(imagecodecs.jpeg8_decode(data)))
+
+
+def _opencv(reduced: bool) -> View:
+    import cv2
+
+    cv2.setNumThreads(1)
+    mode = cv2.IMREAD_REDUCED_COLOR_2 if reduced else cv2.IMREAD_COLOR
+
+    def view(data: bytes) -> Tensor:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
+        left, top, width, height, flip = _crop(pixels.shape[1], pixels.shape[0])
+        crop = cv2.resize(pixels[top : top + height, left : left + width], (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+        return _of_numpy(cv2.cvtColor(cv2.flip(crop, 1) if flip else crop, cv2.COLOR_BGR2RGB))
+
+    return view
+
+
+def _spdl() -> View:
+    import spdl.io
+
+    def view(data: bytes) -> Tensor:
+        packets = spdl.io.demux_image(data)
+        left, top, width, height, flip = _crop(packets.codec.width, packets.codec.height)
+        mirror = "hflip," if flip else ""
+        frames = spdl.io.decode_packets(
+            packets,
+            filter_desc=f"crop={width}:{height}:{left}:{top}:exact=1,scale={SIZE}:{SIZE}:flags=bilinear,{mirror}"
+            "format=pix_fmts=rgb24",
+        )
+        return spdl.io.to_torch(spdl.io.convert_frames(frames)).permute(2, 0, 1)
+
+    return view
+
+
+def _dali(root: Path) -> Run:
+    from nvidia.dali import fn, pipeline_def, types
+
+    paths = sorted(map(str, root.glob("train/*/*")))
+
+    @pipeline_def(batch_size=len(paths), num_threads=1, device_id=None, exec_async=False, exec_pipelined=False)
+    def pipeline() -> Any:
+        encoded, _ = fn.readers.file(files=paths)
+        # Decodes no more than the crop.
+        crop = fn.decoders.image_random_crop(
+            encoded, device="cpu", random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3], num_attempts=10
+        )
+        resized = fn.resize(crop, size=[SIZE, SIZE], interp_type=types.INTERP_LINEAR, antialias=True)
+        return fn.flip(resized, horizontal=fn.random.coin_flip())
+
+    built = pipeline()
+    built.build()
+    return built.run
+
+
+def _ours(root: Path) -> Run:
+    images: Any = load_folder(root, torch.device("cpu")).train
+    batch = torch.arange(len(images))
+    # Without the conversion to float32, which the training device does.
+    load = images.loading(AUGMENTATION, 0)
+    return lambda: load(batch, batch)
+
+
+DECODERS = {
+    "r2d2fast": Contestant("r2d2fast", ANTIALIASED, _ours),
+    "pillow": Contestant("Pillow, torchvision v2 on images", ANTIALIASED, _each(_pillow)),
+    "draft": Contestant(
+        "Pillow with draft mode", "scaled DCT where it fits, then " + ANTIALIASED, _each(_pillow_draft)
+    ),
+    "torchvision": Contestant("torchvision.io, v2 on tensors", ANTIALIASED, _each(_torchvision)),
+    "torchcodec": Contestant("torchcodec, v2 on tensors", ANTIALIASED, _each(_torchcodec)),
+    "simplejpeg": Contestant("simplejpeg, v2 on tensors", ANTIALIASED, _each(_simplejpeg)),
+    "turbojpeg": Contestant("PyTurboJPEG, v2 on tensors", ANTIALIASED, _each(_turbojpeg)),
+    "imagecodecs": Contestant("imagecodecs, v2 on tensors", ANTIALIASED, _each(_imagecodecs)),
+    "opencv": Contestant("OpenCV", "bilinear, not antialiased", _each(lambda: _opencv(reduced=False))),
+    "opencv_half": Contestant(
+        "OpenCV, IMREAD_REDUCED_COLOR_2", "half the resolution, bilinear", _each(lambda: _opencv(reduced=True))
+    ),
+    "spdl": Contestant("spdl (FFmpeg)", "FFmpeg's bilinear, in YUV", _each(_spdl)),
+    "dali": Contestant("DALI, CPU pipeline", "triangular, antialiased; only the crop decoded", _dali),
+}

@@ -1,0 +1,99 @@
+"""``python -m bench.decoding``: images a second of one core, from JPEG files to a training batch, of every decoder that is
+installed, over originals and over the same images packed; and what packing gains."""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from bench import machine
+from bench.decoders import DECODERS, SIZE, Run
+from bench.measure import torch_threads
+from bench.photographs import QUALITY, write_photographs
+from bench.table import _markdown as markdown
+from r2d2fast.data import pack as packing
+
+TARGET = 2.0
+"""Times as many images a second from the packed copy."""
+OURS = "r2d2fast"
+
+
+def measure(runs: dict[str, Run], images: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of processor time an image, of all threads together, round by round and in turn."""
+    for run in runs.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            seconds[name].append((time.process_time() - start) / images)
+    return seconds
+
+
+def prepare(folders: dict[str, Path]) -> tuple[dict[str, Run], dict[str, str]]:
+    """What can run, by decoder and folder, and why the others cannot. Only we read packed folders."""
+    runs: dict[str, Run] = {}
+    absent: dict[str, str] = {}
+    for name, decoder in DECODERS.items():
+        try:
+            for folder in folders if name == OURS else list(folders)[:1]:
+                run = decoder.prepare(folders[folder])
+                run()
+                runs[f"{name} {folder}"] = run
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            absent[name] = str(error).strip().splitlines()[0][:100]
+    return runs, absent
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.decoding", description=__doc__)
+    parser.add_argument("--images", type=int, default=200, metavar="N")
+    parser.add_argument("--rounds", type=int, default=15, metavar="N")
+    options = parser.parse_args(arguments)
+    about = machine.describe()
+    with tempfile.TemporaryDirectory() as temporary, torch_threads(1):
+        folders = {"originals": Path(temporary) / "originals", "packed": Path(temporary) / "packed"}
+        write_photographs(folders["originals"], options.images, 2)
+        header = packing.pack(folders["originals"], folders["packed"])
+        size = sum(path.stat().st_size for path in folders["originals"].glob("train/*/*")) / options.images
+        runs, absent = prepare(folders)
+        seconds = measure(runs, options.images, options.rounds)
+    about["load average at the end"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
+
+    print("\n".join(f"- {key}: {value}" for key, value in about.items()), end="\n\n")
+    packed = header["parts"]["train"]
+    print(
+        f"{options.images} JPEG files of 500 x 375, 500 x 333 and upright, quality {QUALITY}, {size / 1e3:.0f} kB each; packed: "
+        f"short side {header['short_side']}, quality {header['quality']}, {packed['bytes'] / packed['images'] / 1e3:.0f} kB. "
+        f"File to uint8 {SIZE} x {SIZE}; images per second of processor time.",
+        end="\n\n",
+    )
+    rows = [
+        (
+            DECODERS[name].description,
+            folder,
+            DECODERS[name].resizing,
+            f"{statistics.median(samples) * 1e6:.0f}",
+            f"{1 / statistics.median(samples):.0f}",
+        )
+        for (name, folder), samples in sorted(
+            ((tuple(key.split(" ")), samples) for key, samples in seconds.items()),
+            key=lambda one: statistics.median(one[1]),
+        )
+    ]
+    rows += [
+        (DECODERS[name].description, "", "does not run here: " + reason, "", "") for name, reason in absent.items()
+    ]
+    print(markdown(("decoder", "files", "resizing", "median µs", "images/s/core"), rows), end="\n\n")
+    ours, theirs = (seconds[f"{OURS} {folder}"] for folder in ("packed", "originals"))
+    gain = statistics.median(one / other for one, other in zip(theirs, ours, strict=True))
+    print(
+        f"Packing: {gain:.2f} times as many images a second (target {TARGET:.2f}: {'met' if gain >= TARGET else '**not met**'})"
+    )
+
+
+if __name__ == "__main__":
+    main()

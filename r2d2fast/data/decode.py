@@ -1,0 +1,71 @@
+"""The bytes of an image file as RGB pixels."""
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from r2d2fast.data.errors import DataError
+
+# libjpeg-turbo's words for an entropy-coded part that is cut off or does not decode. Its other warnings (bytes too many before a
+# marker, odd scan parameters) are about files that show well, and Pillow decides.
+_DAMAGE = ("premature end of", "bad huffman code")
+_JPEG_START = b"\xff\xd8"
+
+
+class BadImageError(DataError):
+    """An image file is damaged, or of no kind that can be decoded.
+
+    Args:
+        name: of the file, as the data set has it.
+        reason: what the decoder says.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.reason}. Mend or remove the file, or let --on-bad-image skip go on without such images"
+        )
+
+
+def is_jpeg(data: bytes | memoryview) -> bool:
+    """Whether a file begins as JPEG files do."""
+    return bytes(data[:2]) == _JPEG_START
+
+
+def decode(data: bytes | memoryview, name: str) -> np.ndarray:
+    """Pixels of an image file in full size: uint8 ``[H, W, 3]``, RGB.
+
+    JPEG files with grey or RGB content go to simplejpeg, whose pixels are bit by bit those of Pillow, sooner. Pillow converts the
+    others: CMYK, palettes; an alpha channel is dropped, of 16 bits the upper 8 are kept, of an animation the first frame. The
+    orientation that EXIF data may ask for is ignored, as by torchvision's ``ImageFolder`` and so in ImageNet figures.
+
+    Raises BadImageError, with ``name``, if the file is empty, cut off, damaged, not an image, or claims more pixels than Pillow
+    allows (``Image.MAX_IMAGE_PIXELS``, twice).
+    """
+    if is_jpeg(data):
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if colours in ("YCbCr", "RGB", "Gray") and height * width <= 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
+                return simplejpeg.decode_jpeg(data, "RGB")
+        except ValueError as error:
+            if any(words in str(error).lower() for words in _DAMAGE):
+                raise BadImageError(name, f"damaged JPEG file ({error})") from error
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I;16"):
+                # Pillow's own conversion to 8 bits makes everything above 255 white.
+                return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise BadImageError(name, f"pixels of mode {image.mode}, whose range is unknown; convert it to 8 bits")
+            return np.array(image.convert("RGB"))
+    except (BadImageError, MemoryError):
+        raise
+    except Exception as error:
+        # On damaged bytes Pillow's readers raise whatever they stumble over: OSError, SyntaxError, struct.error, IndexError …
+        raise BadImageError(name, f"not a readable image ({error or type(error).__name__})") from error

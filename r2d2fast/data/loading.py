@@ -1,0 +1,90 @@
+"""Batches made by loader processes, ahead of the training that uses them."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from r2d2fast.data.dataset import Order
+
+Batch = TypeVar("Batch")
+Load = Callable[[Tensor, Tensor], Batch]
+
+
+class LoaderError(RuntimeError):
+    """A loader process is gone; the message says what to do."""
+
+
+def load_batches(load: Load[Batch], order: Order, workers: int, pin: bool = False) -> Iterator[Batch]:
+    """``load(index, draws)`` for each batch of ``order``, in its order.
+
+    What ``load`` returns can depend on its arguments alone, so it does not depend on the number of workers.
+
+    Args:
+        load: called in one of the worker processes, which PyTorch limits to one thread each; what it raises is raised here. Has
+            to be picklable where processes are not forked.
+        order: batches of sample indices and draw numbers.
+        workers: processes, each up to two batches ahead; 0: ``load`` is called here, when its batch is asked for.
+        pin: whether tensors are put in page-locked memory, from which copies to a GPU are asynchronous.
+
+    Raises LoaderError within about five seconds of the death of a worker.
+    """
+    loader = DataLoader(
+        _Loading(load),
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        # The workers' seeds, which nothing here uses, would otherwise be drawn from the generator that dropout draws from.
+        generator=torch.Generator(),
+    )
+    with _child_signal_kept():
+        batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise LoaderError(
+                f"a loader process died ({str(error).strip()}): killed, most often because the machine ran out of memory, or out "
+                "of shared memory (/dev/shm). Try fewer --workers; --resume goes on from the last checkpoint"
+            ) from error
+        yield batch
+
+
+class _Loading(Dataset[Batch], Generic[Batch]):
+    """A data set whose items are batches."""
+
+    def __init__(self, load: Load[Batch]) -> None:
+        self.load = load
+
+    def __getitem__(self, batch: tuple[Tensor, Tensor]) -> Batch:
+        return self.load(*batch)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+@contextmanager
+def _child_signal_kept() -> Iterator[None]:
+    """Keeps PyTorch's handler of SIGCHLD out of the process.
+
+    It would raise in the middle of whatever training does when a worker dies; the loader finds out by itself when it is asked for
+    a batch.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Here PyTorch installs none.
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)

@@ -1,0 +1,100 @@
+"""Loader processes: order, what they can do to the process that uses them, and their death."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from r2d2fast.data.loading import LoaderError, load_batches
+
+ORDER = [(torch.arange(3 * batch, 3 * batch + 3), torch.arange(3) + 100) for batch in range(7)]
+
+
+def echo(index, draws):
+    return torch.stack([index, draws])
+
+
+def uneven(index, draws):
+    # The first batches take longest: later ones are ready before them.
+    time.sleep(0.2 if index[0] < 6 else 0)
+    return index
+
+
+def slow(index, draws):
+    time.sleep(0.3)
+    return index
+
+
+def facts(index, draws):
+    return os.getpid(), torch.get_num_threads()
+
+
+def failing(index, draws):
+    raise FileNotFoundError("gone.jpg")
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_come_in_their_order(workers):
+    for (index, draws), batch in zip(ORDER, load_batches(echo, ORDER, workers), strict=True):
+        assert torch.equal(batch, torch.stack([index, draws]))
+    assert [int(index[0]) for index in load_batches(uneven, ORDER, workers)] == list(range(0, 21, 3))
+
+
+def test_an_empty_order_has_no_batches():
+    assert list(load_batches(echo, [], 2)) == []
+
+
+def test_0_workers_are_this_process_others_have_one_thread_each():
+    assert {pid for pid, _ in load_batches(facts, ORDER, 0)} == {os.getpid()}
+    pids, threads = zip(*load_batches(facts, ORDER, 2), strict=True)
+    assert os.getpid() not in pids
+    assert len(set(pids)) == 2
+    assert set(threads) == {1}
+
+
+def test_batches_are_loaded_ahead():
+    batches = load_batches(slow, ORDER, 1)
+    next(batches)
+    time.sleep(1)
+    begin = time.perf_counter()
+    next(batches)
+    assert time.perf_counter() - begin < 0.25
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_random_number_of_the_process_is_used(workers):
+    before = torch.get_rng_state()
+    list(load_batches(echo, ORDER, workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_worker_that_is_killed_gives_an_error_with_a_way_out_and_interrupts_nothing_else():
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = load_batches(facts, ORDER, 2)
+    pid, _ = next(batches)
+    assert signal.getsignal(signal.SIGCHLD) is before
+    os.kill(pid, signal.SIGKILL)
+    begin = time.monotonic()
+    time.sleep(0.5)  # PyTorch's own handler would raise here.
+    with pytest.raises(LoaderError, match=rf"loader process died .*{pid}.*memory.*fewer --workers; --resume"):
+        list(batches)
+    assert time.monotonic() - begin < 15
+
+
+def test_what_loading_raises_is_raised():
+    for workers in (0, 1):
+        with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
+            list(load_batches(failing, ORDER, workers))
+
+
+def test_an_order_given_up_leaves_no_process():
+    batches = load_batches(facts, ORDER, 2)
+    pids = {pid for pid, _ in (next(batches), next(batches))}
+    batches.close()
+    del batches
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
