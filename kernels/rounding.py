@@ -58,5 +58,5 @@ def to_bank(
     x = clamp(x, DTYPE)
     if STOCHASTIC:
         bits = random_bits(first, tl.load(step), seed, ROWS, BLOCK, CLASSES)
-        x = clamp(round_up_or_down(x, bits, DTYPE), DTYPE)
+        x = round_up_or_down(x, bits, DTYPE)  # not beyond the largest number, which is of that dtype itself
     return x.to(DTYPE)

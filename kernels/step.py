@@ -43,6 +43,18 @@ def load_pseudo(row, slot, mask, columns, label_scale):
 
 
 @triton.jit
+def load_piece(
+    logits, position, logits_stride, row, slot, due, begin, label_scale,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr, LOGITS_ALIGN: tl.constexpr,
+):  # fmt: skip
+    """The columns of a long row from ``begin`` on, which of them it has, and their ŷ and ỹ."""
+    columns = begin + tl.arange(0, BLOCK)[None, :]
+    valid = due & (columns < CLASSES)
+    x = load_logits(logits, position, logits_stride, valid, columns, LOGITS_ALIGN)
+    return columns, valid, x, load_pseudo(row, slot, valid, columns, label_scale)
+
+
+@triton.jit
 def store_gradient(grad, position, gradient, sound, mask, columns, CLASSES: tl.constexpr):
     gradient = tl.where(sound, gradient, float("nan")).to(grad.dtype.element_ty)
     tl.store(grad + position.to(tl.int64) * CLASSES + columns, gradient, mask=mask)
@@ -50,11 +62,13 @@ def store_gradient(grad, position, gradient, sound, mask, columns, CLASSES: tl.c
 
 @triton.jit
 def report(
-    results, size, position, due, sound, slot, agrees, p, q, loss, class_loss, entropy, STATISTICS: tl.constexpr
-):
+    results, size, position, due, sound, slot, agrees, p, q, pu, d, squared, alpha, beta,
+    CLASS_LOSS: tl.constexpr, STATISTICS: tl.constexpr,
+):  # fmt: skip
     """What a row adds to the ordered sums: the loss and, each a plane of ``results``, the statistics."""
+    class_loss, entropy = losses_of(p, q, pu, d, squared, CLASS_LOSS)
     plane = results + position
-    tl.store(plane, tl.where(sound, loss, float("nan")), mask=due)
+    tl.store(plane, tl.where(sound, alpha * class_loss + beta * entropy, float("nan")), mask=due)
     if STATISTICS:
         counts = sound & (slot >= 0)
         tl.store(plane + size, tl.where(counts, 1.0, 0.0), mask=due)
@@ -130,10 +144,9 @@ def step_kernel(
                 moved, slot.to(tl.int64) * CLASSES, step, seed, rows.dtype.element_ty, STOCHASTIC, ROWS, BLOCK, CLASSES
             )
             tl.store(row + columns, moved, mask=due & moves & sound & valid)
-        class_loss, entropy = losses_of(p, q, pu, d, squared, CLASS_LOSS)
         report(
-            results, size, position, due, sound, slot, state == 1, p, q, alpha * class_loss + beta * entropy,
-            class_loss, entropy, statistics is not None,
+            results, size, position, due, sound, slot, state == 1, p, q, pu, d, squared, alpha, beta,
+            CLASS_LOSS, statistics is not None,
         )  # fmt: skip
         due = due & (slot >= 0) & (earlier >= 0)
         if UPDATE:
@@ -170,10 +183,9 @@ def long_step_kernel(
         p, q = tl.zeros([ROWS, 1], tl.float32), tl.zeros([ROWS, 1], tl.float32)
         pu, d, state = tl.zeros([ROWS, 1], tl.float32), tl.zeros([ROWS, 1], tl.float32), tl.zeros([ROWS, 1], tl.int32)
         for begin in range(0, CLASSES, BLOCK):
-            columns = begin + tl.arange(0, BLOCK)[None, :]
-            valid = columns < CLASSES
-            x = load_logits(logits, position, logits_stride, due & valid, columns, LOGITS_ALIGN)
-            y = load_pseudo(row, slot, known & valid, columns, label_scale)
+            columns, valid, x, y = load_piece(
+                logits, position, logits_stride, row, slot, due, begin, label_scale, CLASSES, BLOCK, LOGITS_ALIGN
+            )
             new_x, new_y = tl.maximum(max_x, largest_of(x)), tl.maximum(max_y, largest_of(y))
             dx, dy = below(max_x, new_x), below(max_y, new_y)
             p, q, pu, d = rebase(p, q, pu, d, dx, dy, CLASS_LOSS)
@@ -185,17 +197,16 @@ def long_step_kernel(
         if CLASS_LOSS == "mse":
             squared, mean_p, mean_q = tl.zeros_like(p), tl.zeros_like(p), tl.zeros_like(p)
             for begin in range(0, CLASSES, BLOCK):
-                columns = begin + tl.arange(0, BLOCK)[None, :]
-                x = load_logits(logits, position, logits_stride, due & (columns < CLASSES), columns, LOGITS_ALIGN)
-                y = load_pseudo(row, slot, known & (columns < CLASSES), columns, label_scale)
+                _, _, x, y = load_piece(
+                    logits, position, logits_stride, row, slot, due, begin, label_scale, CLASSES, BLOCK, LOGITS_ALIGN
+                )
                 more_squared, more_p, more_q = deviations_of(x, y, max_x, max_y, p, q)
                 squared, mean_p, mean_q = squared + more_squared, mean_p + more_p, mean_q + more_q
         sound = known & (state + spoilt < 2)
         for begin in range(0, CLASSES, BLOCK):
-            columns = begin + tl.arange(0, BLOCK)[None, :]
-            valid = due & (columns < CLASSES)
-            x = load_logits(logits, position, logits_stride, valid, columns, LOGITS_ALIGN)
-            y = load_pseudo(row, slot, known & valid, columns, label_scale)
+            columns, valid, x, y = load_piece(
+                logits, position, logits_stride, row, slot, due, begin, label_scale, CLASSES, BLOCK, LOGITS_ALIGN
+            )
             gradient, moved = derive(
                 x, y, max_x, max_y, p, q, pu, d, mean_p, mean_q, alpha, beta, grad_weight, label_rate, CLASS_LOSS
             )
@@ -204,10 +215,9 @@ def long_step_kernel(
                 first = slot.to(tl.int64) * CLASSES + begin
                 moved = to_bank(moved, first, step, seed, rows.dtype.element_ty, STOCHASTIC, ROWS, BLOCK, CLASSES)
                 tl.store(row + columns, moved, mask=valid & (slot >= 0) & (position == last) & sound)
-        class_loss, entropy = losses_of(p, q, pu, d, squared, CLASS_LOSS)
         report(
-            results, size, position, due, sound, slot, state == 1, p, q, alpha * class_loss + beta * entropy,
-            class_loss, entropy, statistics is not None,
+            results, size, position, due, sound, slot, state == 1, p, q, pu, d, squared, alpha, beta,
+            CLASS_LOSS, statistics is not None,
         )  # fmt: skip
         due = due & (position != last)
         if UPDATE:  # noqa: SIM102 - the outer one is decided when compiling

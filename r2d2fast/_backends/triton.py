@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from r2d2fast._backends.common import STATISTICS, BackendStatus, Step, unsupported_dtype
+from r2d2fast._backends.common import STATISTICS, BackendStatus, Step, address_of, unsupported_dtype
 from r2d2fast.reference import Bank
 
 
@@ -62,11 +62,7 @@ def predict(bank: Bank, index: Tensor, logits: Tensor) -> tuple[int, int]:
 def scale_gradient(grad: Tensor, grad_output: Tensor, grad_scale: float | Tensor, keep: bool) -> Tensor:
     from r2d2fast.kernels.scale import scale
 
-    try:
-        factor = grad_output.data_ptr()
-    except RuntimeError:  # a batch of gradients (vmap over backward) has no memory to read
-        factor = 0
-    if factor == 0:  # nor has a symbolic zero
+    if address_of(grad_output) == 0:
         return grad * (grad_output / grad_scale)
     # In place, so that a factor of 1 costs nothing, unless a second backward will want what forward has saved.
     out = torch.empty_like(grad) if keep else grad
@@ -86,6 +82,10 @@ def _triton() -> ModuleType:
 def _problem() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; pip install triton"
+    if importlib.util.find_spec("r2d2fast.kernels") is None:
+        return (
+            "r2d2fast.kernels is not installed, as in a checkout that is only on the path; run `pip install -e .` in it"
+        )
     try:
         _triton()
     except ImportError as error:
