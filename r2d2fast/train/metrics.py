@@ -16,9 +16,10 @@ class Metrics:
         directory: of the run.
         rows: of the epochs done. Lines of epochs after a checkpoint that was gone back to, perhaps a half-written one, go.
         tensorboard: whether to write for TensorBoard, too; raises ConfigError if it is not installed.
+        writes: whether this rank does.
     """
 
-    def __init__(self, directory: Path, rows: list[dict[str, Any]], tensorboard: bool) -> None:
+    def __init__(self, directory: Path, rows: list[dict[str, Any]], tensorboard: bool, writes: bool) -> None:
         self.path = directory / METRICS
         self.epochs = len(rows)
         self.writer = None
@@ -27,11 +28,16 @@ class Metrics:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise ConfigError('--tensorboard: not installed; pip install "r2d2fast[tensorboard]"') from error
-            self.writer = SummaryWriter(str(directory), purge_step=self.epochs)
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            if writes:
+                self.writer = SummaryWriter(str(directory), purge_step=self.epochs)
+        self.writes = writes
+        if writes:
+            write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch."""
+        if not self.writes:
+            return
         with writing(self.path):
             with open(self.path, "a") as file:
                 file.write(json.dumps(row) + "\n")

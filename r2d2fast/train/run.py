@@ -76,8 +76,7 @@ def _train(trainer: Trainer, directory: Path, console: Console) -> None:
     config, ranks = trainer.config, trainer.ranks
     saver = _Saver(trainer, directory)
     pauses = Pauses(ranks, saver.save, config.checkpoint_minutes)
-    metrics = ranks.first(lambda: Metrics(directory, trainer.rows, config.tensorboard)) if ranks.rank == 0 else None
-    ranks.largest(0)
+    metrics = Metrics(directory, trainer.rows, config.tensorboard, writes=ranks.rank == 0)
     with Reporter(console, trainer.schedule, len(trainer.rows)) as reporter, pauses.watching():
         for epoch in trainer.schedule[len(trainer.rows) :]:
             # Of each stage's first epoch that there is.
@@ -94,8 +93,7 @@ def _train(trainer: Trainer, directory: Path, console: Console) -> None:
                     row = trainer.run_epoch(pause)
                 except DivergenceError as error:
                     raise TrainingError(f"{error} {saver.last()}") from error
-            if metrics is not None:
-                metrics.append(row)
+            metrics.append(row)
             reporter.epoch_ended(epoch, row)
             if ranks.largest(epoch.last or saver.due()):
                 saver.save()
