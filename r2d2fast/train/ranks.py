@@ -41,6 +41,13 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, stacked."""
+        parts = [tensor] if self.count == 1 else [torch.empty_like(tensor) for _ in range(self.count)]
+        if self.count > 1:
+            dist.all_gather(parts, tensor)
+        return torch.stack(parts)
+
     def largest(self, number: int) -> int:
         """The largest of the ranks' numbers; the hosts wait for each other, the devices do not."""
         return self._reduce(number, dist.ReduceOp.MAX)

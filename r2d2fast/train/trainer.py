@@ -68,7 +68,8 @@ class Trainer:
         self.model = self._make_model()
         self.network = self.model
         if config.compile:
-            self.network = cast(nn.Module, torch.compile(self.model, mode=_compile_mode(device)))
+            mode = "reduce-overhead" if device.type == "cuda" else "default"
+            self.network = cast(nn.Module, torch.compile(self.model, mode=mode))
         if ranks.count > 1:
             self.network = DistributedDataParallel(self.network, device_ids=[device] if device.type == "cuda" else None)
         self.precision = Precision(config.precision, device)
@@ -195,8 +196,8 @@ class Trainer:
         """
         self._own(self._last_prediction())
         own = self._samples[: len(self.bank.pseudo_logits)]
-        local = torch.arange(len(own), device=self.ranks.device).split(EVALUATION_BATCH)
-        for index, logits in zip(local, self.evaluate(self.data.train, own, pause), strict=True):
+        local = torch.arange(len(own), device=self.ranks.device)
+        for index, logits in zip(_pieces(local), self.evaluate(self.data.train, own, pause), strict=True):
             if not torch.isfinite(logits).all():
                 raise DivergenceError(f"predicted logits are not finite after {len(self.rows)} epochs; {DIVERGED}")
             self.bank.predict_(index, logits)
@@ -204,7 +205,7 @@ class Trainer:
     def test_errors(self, pause: Callable[[], None] = lambda: None) -> dict[str, float]:
         """``test_error`` on the test images, in percent; with many classes ``test_error_top5``, too."""
         part = self.ranks.part(len(self.data.test))
-        labels = self.data.test_labels[part].to(self.ranks.device).split(EVALUATION_BATCH)
+        labels = _pieces(self.data.test_labels[part].to(self.ranks.device))
         samples = torch.arange(part.start, part.stop)
         kinds = {"test_error": 1} | ({"test_error_top5": 5} if self.data.num_classes >= CLASSES_FOR_TOP5 else {})
         right = torch.zeros(len(kinds), dtype=torch.int64, device=self.ranks.device)
@@ -235,7 +236,7 @@ class Trainer:
         """The network's logits, float32 ``[b, N]`` a batch, of the samples ``[n]``: eval mode, no augmentation."""
         self.ranks.share_buffers(self.model)
         self.model.eval()
-        order = [(index, index) for index in samples.split(EVALUATION_BATCH) if len(index)]
+        order = [(index, index) for index in _pieces(samples)]
         for batch in images.batches(order, None, self.config.seed):
             with self.precision.autocast():
                 logits = self.model(batch)
@@ -258,13 +259,11 @@ class Trainer:
 
     def values(self) -> dict[str, Any]:
         """The rest of the state, as plain values for JSON."""
-        losses = self.ranks.sum_(self._losses[: self.step].clone()) / self.ranks.count
-        statistics = self.ranks.sum_(self.statistics.clone())
         return {
             "rows": self.rows,
             "step": self.step,
-            "losses": losses.tolist(),
-            "statistics": statistics.tolist(),
+            "losses": self._mean_losses().tolist(),
+            "statistics": self.ranks.gather(self.statistics).tolist(),
             "seconds": self._seconds(),
             "updates": int(self.bank.step),
             "has_momentum": bool(self.tensors()["momentum"]),
@@ -277,22 +276,25 @@ class Trainer:
         self._begin_epoch()
         # On another number of ranks an epoch can be a step or two shorter.
         self.step = min(values["step"], len(self._losses))
-        first = self.ranks.rank == 0  # sums over the ranks, which are added up again
         self._losses[: self.step] = torch.tensor(values["losses"][: self.step])
-        if first:
-            self.statistics.copy_(torch.tensor(values["statistics"], dtype=torch.float64))
+        statistics = torch.tensor(values["statistics"], dtype=torch.float64)
+        if len(statistics) != self.ranks.count:
+            statistics = torch.cat([statistics.sum(0, True), torch.zeros(self.ranks.count - 1, statistics.shape[1])])
+        self.statistics.copy_(statistics[self.ranks.rank])
         self._spent = values["seconds"]
         self.bank.step.fill_(values["updates"])
         if values["has_momentum"]:
             for parameter in self.model.parameters():
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        self.precision.scaler.load_state_dict(values["scaler"])
+        if values["scaler"]:  # not if auto was another precision on the machine before
+            self.precision.scaler.load_state_dict(values["scaler"])
         self._own(self._last_prediction())
 
     def go_to(self, position: int) -> None:
         """Go to the beginning of an epoch, as if those before it had been."""
         self.rows = [{} for _ in range(position)]
         self._begin_epoch()
+        self._own(self._last_prediction())
 
     def _begin_epoch(self) -> None:
         self.step = 0
@@ -374,9 +376,13 @@ class Trainer:
             fused=self.ranks.device.type == "cuda",
         )
 
+    def _mean_losses(self) -> Tensor:
+        """Of the steps so far, over the ranks."""
+        return self.ranks.sum_(self._losses[: self.step].clone()) / self.ranks.count
+
     def _check_losses(self, epoch: Epoch) -> float:
         """Mean loss of the steps so far, of all ranks."""
-        losses = self.ranks.sum_(self._losses[: self.step].double()) / self.ranks.count
+        losses = self._mean_losses()
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             step = int(bad[0])
@@ -384,11 +390,12 @@ class Trainer:
                 f"the loss is {losses[step].item()} in stage {epoch.stage}, epoch {epoch.epoch}, step {step}; "
                 + DIVERGED
             )
-        return losses.mean().item()
+        return losses.double().mean().item()
 
 
-def _compile_mode(device: torch.device) -> str:
-    return "reduce-overhead" if device.type == "cuda" else "default"
+def _pieces(tensor: Tensor) -> list[Tensor]:
+    """Batches for evaluation: none of nothing, which a rank has where images are few."""
+    return [piece for piece in tensor.split(EVALUATION_BATCH) if len(piece)]
 
 
 DIVERGED = "the network has diverged: lower the learning rate of the stage and start in another --run-dir."

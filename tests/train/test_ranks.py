@@ -1,0 +1,156 @@
+"""Two processes with gloo: the same training as one, and what happens when one of them dies."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import TINY
+from two_ranks import BothRanksInOne, trained
+
+from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.ranks import Ranks, resolve_device
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def start(*arguments: str | Path) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    command = [*TORCHRUN, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def train_on_two(*arguments: str | Path) -> subprocess.Popen:
+    return start("-m", "r2d2fast.train", *TINY, *arguments)
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    output = process.communicate(timeout=180)[0]
+    assert process.returncode == status, output
+    return output
+
+
+def children(process: subprocess.Popen) -> dict[int, int]:
+    """The process number of each rank."""
+    ranks = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid:
+                environment = (directory / "environ").read_bytes().decode()
+                ranks[int(re.search(r"\0RANK=(\d)", environment)[1])] = int(directory.name)
+        except (OSError, TypeError):
+            continue
+    return ranks
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def lines(directory: Path) -> list[dict]:
+    """Metrics without what depends on the clock."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    clock = ("seconds", "images_per_second", "outside_network")
+    return [{name: value for name, value in row.items() if name not in clock} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny run on two ranks that nothing has interrupted."""
+    directory = tmp_path_factory.mktemp("two") / "run"
+    finish(train_on_two("--run-dir", directory))
+    return directory
+
+
+def test_two_ranks_train_as_one_does_on_the_same_global_batches(tmp_path: Path) -> None:
+    finish(start(Path(__file__).with_name("two_ranks.py"), tmp_path))
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    whole = trained(BothRanksInOne, Ranks(), ["--bn-groups=2"])
+    assert ((first["pseudo_logits"] != 0).any(1) & (second["pseudo_logits"] != 0).any(1)).sum() == 0
+    first["pseudo_logits"] += second.pop("pseudo_logits")
+    for name, exact in whole.items():
+        torch.testing.assert_close(
+            first[name], exact, rtol=2e-3, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    # Ranks differ in nothing but running statistics, of which rank 0's count.
+    for name, tensor in second.items():
+        if "running" not in name:
+            assert torch.equal(tensor, first[name]), name
+
+
+def test_a_lost_rank_stops_the_run_within_seconds_and_it_resumes(finished: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    process = train_on_two("--run-dir", directory, "--checkpoint-minutes=0.0001")
+    wait_for(directory / "checkpoint", process)
+    os.kill(children(process)[1], signal.SIGKILL)
+    killed = time.monotonic()
+    output = finish(process, status=1)
+    assert time.monotonic() - killed < 30  # seconds on a free machine
+    assert "rank 0: another of the 2 processes is gone" in output
+    assert "--resume goes on from the last checkpoint" in output
+    assert not (directory / "results.json").exists()
+    finish(train_on_two("--run-dir", directory, "--resume"))
+    assert lines(directory) == lines(finished)
+
+
+def test_sigterm_to_torchrun_saves_and_stops_all_ranks(finished: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    process = train_on_two("--run-dir", directory)
+    wait_for(directory / "metrics.jsonl", process)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert (directory / "checkpoint").exists()
+    finish(train_on_two("--run-dir", directory, "--resume"))
+    assert lines(directory) == lines(finished)
+
+
+@pytest.mark.parametrize("saved_on", [1, 2])
+def test_a_run_goes_on_with_another_number_of_ranks(saved_on: int, finished: Path, tmp_path: Path, start_run) -> None:
+    directory = tmp_path / "run"
+    if saved_on == 2:
+        shutil.copytree(finished, directory)
+    else:
+        process = start_run("--run-dir", directory)
+        process.join()
+    before = lines(directory)
+    # As if the run had been stopped in the last epoch.
+    for name in ("results.json", "network.safetensors"):
+        (directory / name).unlink()
+    shutil.rmtree(directory / "checkpoint")
+    (directory / "checkpoint.previous").rename(directory / "checkpoint")
+    if saved_on == 2:
+        process = start_run("--run-dir", directory, "--resume")
+        process.join()
+        assert process.exitcode == 0
+    else:
+        assert "resumed after" in finish(train_on_two("--run-dir", directory, "--resume"))
+    after = lines(directory)
+    assert len(after) == len(before)
+    assert after[:-2] == before[:-2]
+    assert abs(after[-1]["test_error"] - before[-1]["test_error"]) < 10
+
+
+@pytest.mark.parametrize("flags", [["--stage2.unlabelled-batch=301"], ["--stage2.labelled-batch=31"]])
+def test_batches_that_cannot_be_shared_out_are_refused(flags: list[str], tmp_path: Path) -> None:
+    output = finish(train_on_two("--run-dir", tmp_path / "run", *flags), status=1)  # torchrun's own
+    assert "must be a multiple of the 2 processes" in output
+
+
+def test_under_torchrun_a_rank_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="--device cuda:0: under torchrun each process takes its own"):
+        resolve_device("cuda:0")
