@@ -26,7 +26,7 @@ def load_batches(load: Load[Batch], order: Order, workers: int, pin: bool = Fals
     What ``load`` returns can depend on its arguments alone, so it does not depend on the number of workers.
 
     Args:
-        load: called in one of the worker processes, which PyTorch limits to one thread each; what it raises is raised here. Has
+        load: called in one of the worker processes, with PyTorch on one thread; what it raises is raised here. Has
             to be picklable where processes are not forked.
         order: batches of sample indices and draw numbers.
         workers: processes, each up to two batches ahead; 0: ``load`` is called here, when its batch is asked for.
@@ -68,7 +68,14 @@ class _Loading(Dataset[Batch], Generic[Batch]):
         self.load = load
 
     def __getitem__(self, batch: tuple[Tensor, Tensor]) -> Batch:
-        return self.load(*batch)
+        # The operations on one image are too small to share; where other work keeps the cores busy, waiting for each other's
+        # threads took most of the time. Workers have one thread anyway.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self.load(*batch)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -46,8 +46,14 @@ def test_an_empty_order_has_no_batches():
     assert list(load_batches(echo, [], 2)) == []
 
 
-def test_0_workers_are_this_process_others_have_one_thread_each():
-    assert {pid for pid, _ in load_batches(facts, ORDER, 0)} == {os.getpid()}
+def test_0_workers_are_this_process_and_each_loads_on_one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert set(load_batches(facts, ORDER, 0)) == {(os.getpid(), 1)}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     pids, threads = zip(*load_batches(facts, ORDER, 2), strict=True)
     assert os.getpid() not in pids
     assert len(set(pids)) == 2
