@@ -60,7 +60,7 @@ def replace_first_convolution(model: nn.Module, in_channels: int) -> None:
     size: Any = old.kernel_size
     stride: Any = old.stride
     padding: Any = old.padding
-    new = nn.Conv2d(in_channels, old.out_channels, size, stride, padding, bias=old.bias is not None)
+    new = nn.Conv2d(in_channels, old.out_channels, size, stride, padding, bias=False)
     with torch.no_grad():
         new.weight.normal_(std=old.weight.std().item() * math.sqrt(old.in_channels / in_channels))
     new.bias = old.bias

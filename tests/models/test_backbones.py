@@ -216,6 +216,12 @@ def test_the_first_convolution_for_other_channels_has_responses_of_the_same_vari
     assert spread[channels] == pytest.approx(spread[3], rel=0.05)
 
 
+def test_the_first_convolution_for_other_channels_keeps_its_bias():
+    stem = make_model("torchvision:squeezenet1_1", 7, 1, 32).features[0]
+    assert stem.weight.shape == (64, 1, 3, 3)
+    assert stem.bias.shape == (64,)
+
+
 def test_the_librarys_own_reason_is_given_for_images_that_it_does_not_take():
     with pytest.raises(ValueError, match=r"'torchvision:maxvit_t' for 1×64×64 images does not work: .*divisible by"):
         make_model("torchvision:maxvit_t", 7, 1, 64)
@@ -239,7 +245,12 @@ def test_timm_names_are_checked():
         make_model("timm:hf-hub:timm/resnet18", 7, 1, 32)
 
 
-@pytest.mark.parametrize("network", [nn.Flatten(), nn.ReLU(), nn.LSTM(32, 7)])
+class WithAuxiliaryLogits(nn.Module):
+    def forward(self, images):
+        return torch.zeros(1, 7), torch.zeros(1, 7)
+
+
+@pytest.mark.parametrize("network", [nn.Flatten(), nn.ReLU(), WithAuxiliaryLogits()])
 def test_a_network_without_one_row_of_logits_an_image_is_refused(monkeypatch, network):
     monkeypatch.setattr(torchvision.models, "get_model", lambda *arguments, **options: network)
     with pytest.raises(ValueError, match="'torchvision:resnet34' for 3×32×32 images does not work"):

@@ -121,6 +121,12 @@ def test_a_classifier_for_other_features_is_refused(source, target, tmp_path):
     assert_refused(target, saved(tmp_path, state), r"of another shape: 7\.weight 7×65 for 10×64")
 
 
+def test_a_wider_layer_is_not_taken_for_a_classifier(source, target, tmp_path):
+    state = source.state_dict()
+    state["0.0.weight"] = torch.zeros(20, 1, 3, 3)
+    assert_refused(target, saved(tmp_path, state), r"of another shape: 0\.0\.weight 20×1×3×3 for 16×1×3×3\.")
+
+
 def test_another_shape_beside_another_class_count_is_refused(target, tmp_path):
     path = saved(tmp_path, small_convnet(channels=3, num_classes=7).state_dict())
     assert_refused(target, path, r"of another shape: 0\.0\.weight 16×3×3×3 for 16×1×3×3, 7\.weight 7×64 for 10×64")

@@ -64,6 +64,15 @@ def test_stages_have_four_blocks_and_halve_the_resolution_twice(network):
     assert shapes == [(4, 32, 32)] * 4 + [(8, 16, 16)] * 4 + [(16, 8, 8)] * 4
 
 
+def test_initial_values_keep_the_size_of_gradients():
+    convolutions = [module for module in ShakeShake(10, 3, width=8).modules() if isinstance(module, nn.Conv2d)]
+    # The stem, the two branches of twelve blocks, three skips.
+    assert len(convolutions) == 1 + 12 * 2 * 2 + 3
+    for layer in convolutions:
+        expected = (2 / (layer.out_channels * layer.kernel_size[0] ** 2)) ** 0.5
+        assert layer.weight.std().item() == pytest.approx(expected, rel=4 / (2 * layer.weight.numel()) ** 0.5)
+
+
 class Given(nn.Module):
     """A branch that returns what it is given instead of computing it."""
 
