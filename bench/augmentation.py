@@ -16,7 +16,7 @@ from torchvision import transforms
 
 from bench import machine
 from bench.measure import torch_threads
-from bench.table import _markdown as markdown
+from bench.table import markdown
 from r2d2fast.data import Augmentation, ResidentImages
 
 Run = Callable[[], Iterator[Tensor]]

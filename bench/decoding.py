@@ -12,7 +12,7 @@ from bench import machine
 from bench.decoders import DECODERS, SIZE, Run
 from bench.measure import torch_threads
 from bench.photographs import QUALITY, write_photographs
-from bench.table import _markdown as markdown
+from bench.table import markdown
 from r2d2fast.data import pack as packing
 
 TARGET = 2.0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.table import _markdown as markdown
+from bench.table import markdown
 
 WARP = 32
 SUB_PARTITIONS = 4

@@ -22,7 +22,7 @@ def times(sections: Sequence[Section]) -> str:
             rows.append(
                 (f"{section.batch} x {section.classes}", str(section.threads), step, f"{seconds * 1e6:.0f}", *shown)
             )
-    return _markdown(("B x N", "threads", "step", "median µs", "ns/element", "GB/s"), rows)
+    return markdown(("B x N", "threads", "step", "median µs", "ns/element", "GB/s"), rows)
 
 
 def comparisons(verdicts: Iterable[Verdict]) -> str:
@@ -39,14 +39,14 @@ def comparisons(verdicts: Iterable[Verdict]) -> str:
         )
         for v in verdicts
     ]
-    return _markdown(("B x N", "threads", "ours", "against", "times as fast", "target", ""), rows)
+    return markdown(("B x N", "threads", "ours", "against", "times as fast", "target", ""), rows)
 
 
 def _label(name: str) -> str:
     return f"({name}) " if len(name) == 1 else ""
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     padded = [

@@ -122,16 +122,7 @@ class FusedD2Loss(torch.nn.Module):
         it changes no result otherwise. Errors as in :func:`d2_step`.
         """
         operators.check(logits, index, self.bank)
-        step = Step(
-            self.alpha,
-            self.beta,
-            self.label_lr,
-            grad_scale,
-            self.class_loss,
-            self.normalizer,
-            self.update_normalizer,
-            self.training and torch.is_grad_enabled(),
-        )
+        step = self._step(grad_scale)
         if torch.compiler.is_compiling():
             loss, grad = operators.run_compiled(logits, index, self.bank, step, self.statistics, self.backend)
             return operators.attach_compiled(logits, loss, grad, grad_scale)
@@ -143,6 +134,27 @@ class FusedD2Loss(torch.nn.Module):
         operators.check_scalars(step, self.bank)
         module = choose(self.backend, logits, self.bank.pseudo_logits)
         return _D2Loss.apply(logits, index, self.bank, step, self.statistics, module)
+
+    def step(self, logits: Tensor, index: Tensor, grad_scale: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
+        """The same without autograd, for loops that call ``logits.backward(grad)``: the loss and its gradient, as of
+        :func:`d2_step`, times ``grad_scale``. The update happens as in :meth:`forward`."""
+        operators.check(logits, index, self.bank)
+        step = self._step(grad_scale)
+        operators.check_scalars(step, self.bank)
+        module = choose(self.backend, logits, self.bank.pseudo_logits)
+        return operators.run(module, logits.detach(), index, self.bank, step, self.statistics)
+
+    def _step(self, grad_scale: float | Tensor) -> Step:
+        return Step(
+            self.alpha,
+            self.beta,
+            self.label_lr,
+            grad_scale,
+            self.class_loss,
+            self.normalizer,
+            self.update_normalizer,
+            self.training and torch.is_grad_enabled(),
+        )
 
     def read_statistics(self) -> dict[str, float]:
         """Means over the unlabelled rows since the last call, which this resets; one copy from the device.

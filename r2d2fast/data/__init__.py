@@ -5,6 +5,7 @@ from r2d2fast.data.dataset import Augmentation, Dataset, Images, Order
 from r2d2fast.data.draws import uniform
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.folder import FolderImages, load_folder, load_imagenet
+from r2d2fast.data.loading import LoaderError
 from r2d2fast.data.readers import load_dataset
 from r2d2fast.data.resident import ResidentImages
 from r2d2fast.data.split import split_labels
@@ -17,6 +18,7 @@ __all__ = [
     "Dataset",
     "FolderImages",
     "Images",
+    "LoaderError",
     "Order",
     "ResidentImages",
     "fold",

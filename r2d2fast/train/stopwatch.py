@@ -1,4 +1,4 @@
-"""How much of the time the network takes: its forward and backward passes."""
+"""How much of the time the network takes: its forward and backward passes and its optimizer."""
 
 import time
 

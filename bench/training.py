@@ -1,0 +1,152 @@
+"""``python -m bench.training``: how much of a D2 step is not the network's own time, and what a run gains on a plain loop."""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bench import machine
+from bench.measure import torch_threads
+from bench.photographs import write_photographs
+from bench.plain_loop import PlainLoop
+from bench.table import markdown
+from r2d2fast.data import Dataset, ResidentImages, load_dataset, load_folder
+from r2d2fast.train.config import Config
+from r2d2fast.train.ranks import Ranks
+from r2d2fast.train.recipes import RECIPES
+from r2d2fast.train.trainer import Trainer
+
+CPU = torch.device("cpu")
+MOST_OUTSIDE = {"digits": 0.15, "resnet18": 0.05}
+"""Targets: shares of the time (issue 4)."""
+FASTER_THAN_PLAIN = 1.5
+
+
+def digits() -> Trainer:
+    """The recipe of the digits."""
+    dataset = load_dataset("digits", Path(), CPU, False)
+    return _trainer(RECIPES["digits"].config, dataset)
+
+
+def photographs(folder: Path) -> Trainer:
+    """ResNet-18 at 224 pixels on JPEG files, said to be of 1000 classes; 12 unlabelled and 4 labelled in a batch."""
+    write_photographs(folder, 160, 2)
+    found = load_folder(folder, CPU)
+    labels = torch.randint(1000, (len(found.train_labels),), generator=torch.Generator().manual_seed(0))
+    dataset = replace(found, train_labels=labels, class_names=[str(number) for number in range(1000)])
+    config = RECIPES["imagenet"].config
+    return _trainer(replace(config, stage2=replace(config.stage2, unlabelled_batch=12, labelled_batch=4)), dataset)
+
+
+def thumbnails(size: int, channels: int, translate: int) -> tuple[Trainer, PlainLoop]:
+    """The small network on images of Fashion-MNIST's or CIFAR's size, and the plain loop with the same."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (20_000, channels, size, size), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(10, (len(pixels),), generator=generator)
+    mean, std = torch.full((channels,), 127.5), torch.full((channels,), 73.9)
+    images = ResidentImages(pixels, mean, std, CPU)
+    names = [str(number) for number in range(len(pixels))]
+    dataset = Dataset(images, ResidentImages(pixels[:512], mean, std, CPU), labels, labels[:512], names[:10], names)
+    config = replace(RECIPES["fashion-mnist"].config, translate=translate)
+    trainer = _trainer(config, dataset)
+    loop = PlainLoop(config, pixels, _split(labels, 1000), trainer.model)
+    return trainer, loop
+
+
+def _split(labels: torch.Tensor, labelled: int) -> torch.Tensor:
+    return torch.where(torch.arange(len(labels)) < labelled, labels, -1)
+
+
+def _trainer(config: Config, dataset: Dataset) -> Trainer:
+    """At the beginning of stage 2, with a tenth of the samples labelled, the first ones."""
+    labels = _split(dataset.train_labels, len(dataset.train) // 10)
+    trainer = Trainer(replace(config, split=0, log_interval=50), dataset, labels, Ranks())
+    trainer.go_to(next(place for place, epoch in enumerate(trainer.schedule) if epoch.stage == 2))
+    return trainer
+
+
+def steps_of(trainer: Trainer, count: int) -> Callable[[], None]:
+    """So many steps of stage 2, metrics read at their end."""
+    place = len(trainer.rows)
+
+    def run() -> None:
+        trainer.go_to(place)
+        epoch = trainer.schedule[place]
+        trainer.train(epoch, list(trainer.order(epoch))[:count], lambda: None)
+        trainer.d2_loss.read_statistics()
+
+    return run
+
+
+def share_outside(trainer: Trainer, count: int, rounds: int) -> float:
+    """Median over rounds of the part of the time that is not the network's."""
+    run = steps_of(trainer, count)
+    run()
+    shares = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        run()
+        share = trainer.outside_network(time.perf_counter() - began)
+        assert share is not None
+        shares.append(share)
+    return statistics.median(shares)
+
+
+def share_of_plain(loop: PlainLoop, count: int, rounds: int) -> float:
+    """The same of the plain loop."""
+    loop.run(2)
+    shares = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        inside = loop.run(count)
+        shares.append(1 - inside / (time.perf_counter() - began))
+    return statistics.median(shares)
+
+
+def times_as_fast(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> float:
+    """Median over rounds, in turn."""
+    ratios = []
+    for _ in range(rounds + 1):
+        seconds = []
+        for run in (ours, theirs):
+            began = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - began)
+        ratios.append(seconds[1] / seconds[0])
+    return statistics.median(ratios[1:])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9, metavar="N")
+    rounds = parser.parse_args(arguments).rounds
+    about = machine.describe()
+    rows = []
+    with torch_threads(1), tempfile.TemporaryDirectory() as folder:
+        outside = {
+            "digits": share_outside(digits(), 14, rounds),
+            "resnet18": share_outside(photographs(Path(folder)), 2, max(rounds // 3, 2)),
+        }
+        for name, size, channels, translate in (("Fashion-MNIST", 28, 1, 2), ("CIFAR", 32, 3, 4)):
+            trainer, loop = thumbnails(size, channels, translate)
+            faster = times_as_fast(steps_of(trainer, 5), lambda loop=loop: loop.run(5), rounds)  # type: ignore[misc]
+            shares = share_outside(trainer, 5, rounds), share_of_plain(loop, 5, rounds)
+            rows.append((name, f"{faster:.2f}", f"{100 * shares[0]:.0f} %", f"{100 * shares[1]:.0f} %"))
+    about["load average at the end"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
+
+    print("\n".join(f"- {key}: {value}" for key, value in about.items()), end="\n\n")
+    print("Share of a D2 step outside the network's forward and backward passes; one thread.", end="\n\n")
+    table = [(name, f"{100 * share:.1f} %", f"≤ {100 * MOST_OUTSIDE[name]:.0f} %") for name, share in outside.items()]
+    print(markdown(("network", "outside", "target"), table), end="\n\n")
+    print(f"Against a plain loop, small network, batches of 384 + 128; target ≥ {FASTER_THAN_PLAIN}.", end="\n\n")
+    print(markdown(("images like", "times the images/s", "outside the network", "plain loop's"), rows))
+
+
+if __name__ == "__main__":
+    main()
