@@ -38,10 +38,7 @@ def save_checkpoint(directory: Path, tensors: dict[str, Any], values: dict[str, 
     temporary, problem = directory / TEMPORARY, None
     try:
         with writing(directory):
-            if ranks.rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir()
-            ranks.largest(0)  # the others wait for the directory
+            ranks.first(lambda: _make_anew(temporary))
             planner = dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # rank 0 has the buffers that count
             with _quietly(ranks) as options:
                 dcp.save(tensors, checkpoint_id=temporary, planner=planner, **options)
@@ -59,6 +56,12 @@ def save_checkpoint(directory: Path, tensors: dict[str, Any], values: dict[str, 
         if ranks.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         raise problem or TrainingError("another rank could not write its part of the checkpoint")
+
+
+def _make_anew(temporary: Path) -> None:
+    with writing(temporary):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
 
 
 def _finish(directory: Path, values: dict[str, Any]) -> None:

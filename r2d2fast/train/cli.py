@@ -10,6 +10,8 @@ import torch
 import tyro
 from rich.console import Console
 
+from r2d2fast.data import DataError
+from r2d2fast.data.loading import LoaderError
 from r2d2fast.train.config import Config
 from r2d2fast.train.dry_run import print_plan
 from r2d2fast.train.errors import ConfigError, LostRankError, TrainingError
@@ -40,6 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
         if first or isinstance(error, LostRankError):
             print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.status
+    except (DataError, LoaderError) as error:
+        # Met by the rank whose image or loader it is.
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return TrainingError.status
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; the same command with --resume goes on", file=sys.stderr)
         return 130

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from r2d2fast.data import Dataset, write_split
+from r2d2fast.data import DataError, Dataset, read_split, write_split
 from r2d2fast.train.checkpoint import CURRENT, PREVIOUS
 from r2d2fast.train.config import Config
-from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.errors import ConfigError, TrainingError
 from r2d2fast.train.files import write_atomically, writing
 from r2d2fast.train.recipes import flags
 
@@ -61,10 +62,24 @@ def open_directory(directory: Path, config: Config) -> dict[str, Any] | None:
     return _read_json(directory / RESULTS) if RESULTS in found else None
 
 
-def write_split_file(directory: Path, dataset: Dataset, labels: Tensor) -> None:
-    """Write which samples are labelled, as ``--split-file`` reads it."""
-    with writing(directory):
-        write_split(directory / SPLIT, dataset.train_names, labels, dataset.class_names)
+def keep_split_file(directory: Path, dataset: Dataset, labels: Tensor) -> None:
+    """Write which samples are labelled, as ``--split-file`` reads it.
+
+    Raises ConfigError where the run began with other labels: of another file of this name, or of images that have changed.
+    """
+    path = directory / SPLIT
+    try:
+        if not path.exists():
+            write_split(path, dataset.train_names, labels, dataset.class_names)
+            return
+        same = torch.equal(read_split(path, dataset.train_names, dataset.class_names), labels)
+    except DataError as error:
+        raise TrainingError(str(error)) from error
+    if not same:
+        raise ConfigError(
+            f"the labelled samples are not those of {path}, with which this run began: "
+            "resume it with the same images and split file, or name another --run-dir"
+        )
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:

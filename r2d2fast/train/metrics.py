@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from r2d2fast.train.directory import METRICS
-from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.files import write_atomically, writing
 
 
@@ -15,7 +14,7 @@ class Metrics:
     Args:
         directory: of the run.
         rows: of the epochs done. Lines of epochs after a checkpoint that was gone back to, perhaps a half-written one, go.
-        tensorboard: whether to write for TensorBoard, too; raises ConfigError if it is not installed.
+        tensorboard: whether to write for TensorBoard, too, whose package has to be installed.
         writes: whether this rank does.
     """
 
@@ -23,13 +22,10 @@ class Metrics:
         self.path = directory / METRICS
         self.epochs = len(rows)
         self.writer = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ConfigError('--tensorboard: not installed; pip install "r2d2fast[tensorboard]"') from error
-            if writes:
-                self.writer = SummaryWriter(str(directory), purge_step=self.epochs)
+        if tensorboard and writes:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(directory), purge_step=self.epochs)
         self.writes = writes
         if writes:
             write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -1,7 +1,6 @@
 """Machines that are taken away: SIGTERM, and checkpoints within long epochs."""
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,14 +20,13 @@ class Pauses:
     Args:
         ranks: of the run; they save and stop at the same step.
         save: writes a checkpoint.
-        minutes: between checkpoints.
+        due: whether it is time for one.
     """
 
-    def __init__(self, ranks: Ranks, save: Callable[[], None], minutes: float) -> None:
+    def __init__(self, ranks: Ranks, save: Callable[[], None], due: Callable[[], bool]) -> None:
         self.ranks = ranks
         self.save = save
-        self.seconds = 60 * minutes
-        self.saved_at = time.monotonic()
+        self.due = due
         self.calls = 0
         self.signalled = False
 
@@ -37,11 +35,9 @@ class Pauses:
         self.calls += 1
         if self.ranks.count > 1 and self.calls % STEPS_BETWEEN_AGREEMENTS:
             return
-        due = time.monotonic() - self.saved_at >= self.seconds
-        wish = self.ranks.largest(STOP if self.signalled else SAVE if due else NOTHING)
+        wish = self.ranks.largest(STOP if self.signalled else SAVE if self.due() else NOTHING)
         if wish > NOTHING:
             self.save()
-            self.saved_at = time.monotonic()
         if wish == STOP:
             raise PreemptedError("SIGTERM: stopped, with a checkpoint; the same command with --resume goes on")
 

@@ -1,8 +1,11 @@
 """A whole run: epoch after epoch, with metrics, checkpoints, results and pictures in the run directory."""
 
+import math
 import platform
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,13 @@ from rich.console import Console
 from r2d2fast.models import export_onnx, export_safetensors
 from r2d2fast.train.checkpoint import find_checkpoint, keep_good, load_tensors, read_values, save_checkpoint
 from r2d2fast.train.config import Config
-from r2d2fast.train.directory import NETWORK, ONNX, open_directory, write_results, write_split_file
+from r2d2fast.train.directory import NETWORK, ONNX, keep_split_file, open_directory, write_results
 from r2d2fast.train.errors import ConfigError, DivergenceError, TrainingError
 from r2d2fast.train.files import write_atomically
 from r2d2fast.train.metrics import Metrics
 from r2d2fast.train.pictures import draw_curves, draw_pseudo_labels
 from r2d2fast.train.preemption import Pauses
-from r2d2fast.train.profile import profiling
+from r2d2fast.train.profile import StepTracer
 from r2d2fast.train.progress import Reporter
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.sources import load_data
@@ -28,6 +31,8 @@ from r2d2fast.train.trainer import Trainer
 # it takes to sync a checkpoint to the disk: between two there is so much time, and as many times that of writing one.
 SECONDS_BETWEEN_CHECKPOINTS = 2.0
 CHECKPOINT_SHARE = 20
+# What flags need that is not installed with everything else.
+PACKAGES = {"tensorboard": "tensorboard", "onnx": "onnxscript"}
 
 
 def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, Any]:
@@ -35,14 +40,17 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
 
     Returns the results, as in ``results.json``. Raises TrainingError.
     """
+    for flag, package in PACKAGES.items():
+        if getattr(config, flag) and find_spec(package) is None:
+            raise ConfigError(f'--{flag}: {package} is not installed; pip install "r2d2fast[{flag}]", or leave it out')
     trainer = Trainer(config, *load_data(config, ranks), ranks)
     finished = ranks.first(lambda: open_directory(directory, config))
     if finished is not None:
         console.print(f"{directory} holds a finished run; nothing to do.", soft_wrap=True)
         return finished
+    ranks.first(lambda: keep_split_file(directory, trainer.data, trainer.labels))
     if config.resume:
         _resume(trainer, directory, console)
-    ranks.first(lambda: write_split_file(directory, trainer.data, trainer.labels))
     _train(trainer, directory, console)
     results = summarize(config, trainer.rows)
     # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
@@ -51,48 +59,57 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
 
 
 def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, float]:
-    """The test errors of the network in the last good checkpoint of ``directory``. Raises TrainingError if there is none."""
+    """The test errors of the network in the last good checkpoint of ``directory``, in which nothing changes.
+
+    Raises TrainingError if there is none.
+    """
+    if config.bank_storage != "pinned":
+        config = replace(config, bank_storage="device")  # a file may be the bank of a run that goes on
     trainer = Trainer(config, *load_data(config, ranks), ranks)
-    if not _resume(trainer, directory, console):
+    path = _find(directory, console, ranks)
+    if path is None:
         raise TrainingError(f"{directory} has no checkpoint to evaluate; name the --run-dir of a run that has begun")
+    load_tensors(path, {"network": trainer.model.state_dict()}, ranks)
     return trainer.test_errors()
 
 
-def _resume(trainer: Trainer, directory: Path, console: Console) -> bool:
-    path, messages = trainer.ranks.first(lambda: find_checkpoint(directory))
+def _find(directory: Path, console: Console, ranks: Ranks) -> Path | None:
+    path, messages = ranks.first(lambda: find_checkpoint(directory))
     for message in messages:
         console.print(message, soft_wrap=True)
+    return path
+
+
+def _resume(trainer: Trainer, directory: Path, console: Console) -> None:
+    path = _find(directory, console, trainer.ranks)
     if path is None:
-        return False
+        return
     trainer.load_values(read_values(path))
     load_tensors(path, trainer.tensors(), trainer.ranks)
     trainer.ranks.first(lambda: keep_good(path))
     steps = f" and {trainer.step} steps" if trainer.step else ""
     console.print(f"resumed after {len(trainer.rows)} of {len(trainer.schedule)} epochs{steps}")
-    return True
 
 
 def _train(trainer: Trainer, directory: Path, console: Console) -> None:
     config, ranks = trainer.config, trainer.ranks
     saver = _Saver(trainer, directory)
-    pauses = Pauses(ranks, saver.save, config.checkpoint_minutes)
+    pauses = Pauses(ranks, saver.save, lambda: saver.age() >= 60 * config.checkpoint_minutes)
     metrics = Metrics(directory, trainer.rows, config.tensorboard, writes=ranks.rank == 0)
-    with Reporter(console, trainer.schedule, len(trainer.rows)) as reporter, pauses.watching():
+    tracing = closing(StepTracer(directory)) if config.profile and ranks.rank == 0 else nullcontext()
+    with tracing as tracer, Reporter(console, trainer.schedule, len(trainer.rows)) as reporter, pauses.watching():
+
+        def pause() -> None:
+            if tracer is not None:
+                tracer.reached(trainer.schedule[len(trainer.rows)], trainer.step)
+            reporter.stepped(trainer.step)
+            pauses()
+
         for epoch in trainer.schedule[len(trainer.rows) :]:
-            # Of each stage's first epoch that there is.
-            traced = config.profile and epoch.epoch == 0 and ranks.rank == 0
-            tracing = profiling(directory / f"trace-stage{epoch.stage}.json") if traced else nullcontext(lambda: None)
-            with tracing as after_step:
-
-                def pause(after_step: Any = after_step) -> None:
-                    after_step()
-                    reporter.stepped(trainer.step)
-                    pauses()
-
-                try:
-                    row = trainer.run_epoch(pause)
-                except DivergenceError as error:
-                    raise TrainingError(f"{error} {saver.last()}") from error
+            try:
+                row = trainer.run_epoch(pause)
+            except DivergenceError as error:
+                raise TrainingError(f"{error} {saver.last()}") from error
             metrics.append(row)
             reporter.epoch_ended(epoch, row)
             if ranks.largest(epoch.last or saver.due()):
@@ -106,14 +123,21 @@ class _Saver:
         self.at, self.took = time.monotonic(), 0.0
         self.epochs = len(trainer.rows)
 
+    def age(self) -> float:
+        """Seconds since the last checkpoint."""
+        return time.monotonic() - self.at
+
     def due(self) -> bool:
-        return time.monotonic() - self.at >= max(SECONDS_BETWEEN_CHECKPOINTS, CHECKPOINT_SHARE * self.took)
+        return self.age() >= max(SECONDS_BETWEEN_CHECKPOINTS, CHECKPOINT_SHARE * self.took)
 
     def save(self) -> None:
-        began = time.monotonic()
-        save_checkpoint(self.directory, self.trainer.tensors(), self.trainer.values(), self.trainer.ranks)
-        self.at, self.epochs = time.monotonic(), len(self.trainer.rows)
-        self.took = self.at - began
+        began = self.at = time.monotonic()
+        values = self.trainer.values()
+        # Within an epoch nobody may have looked at the losses yet. The next look stops the run; the checkpoint stays good.
+        if all(map(math.isfinite, values["losses"])):
+            save_checkpoint(self.directory, self.trainer.tensors(), values, self.trainer.ranks)
+            self.at, self.epochs = time.monotonic(), len(self.trainer.rows)
+            self.took = self.at - began
 
     def last(self) -> str:
         return f"The last good checkpoint, after {self.epochs} epochs, is {self.directory / 'checkpoint'}."
@@ -128,8 +152,11 @@ def _finish(trainer: Trainer, directory: Path, results: dict[str, Any]) -> None:
     if config.onnx:
         try:
             write_atomically(directory / ONNX, export_onnx(model, trainer.data.train.shape))
-        except ImportError as error:
-            raise ConfigError(f"--onnx: {error}; install it and go on with --resume") from error
+        except Exception as error:  # whatever PyTorch's exporter says of a network that it cannot translate
+            raise TrainingError(
+                f"--onnx: the export failed: {error!r:.500}. Training is done and {directory / NETWORK} written; "
+                "--resume tries the export again, or without --onnx ends the run"
+            ) from error
     write_results(directory, results)
 
 

@@ -1,10 +1,18 @@
-"""A run of a second, for tests that need whole runs; here, where a process of its own can import it."""
+"""Runs of a second, for tests that need whole runs; here, where a process of its own can import them."""
+
+import os
+import signal
+import sys
+from pathlib import Path
 
 import torch
 
 from r2d2fast.train import cli, run
+from r2d2fast.train.checkpoint import find_checkpoint, keep_good, save_checkpoint
+from r2d2fast.train.preemption import Pauses
+from r2d2fast.train.ranks import Ranks
 
-# Eleven epochs, 32 steps, with every kind of event in them.
+# Eleven epochs, 30 steps, with every kind of event in them.
 TINY = [
     *("--stage1.epochs=4", "--stage1.batch=50", "--stage1.cosine-epochs=5"),
     *("--stage2.epochs=5", "--stage2.repredict-epochs=2,4", "--stage2.lrs=0.1,0.05,0.01"),
@@ -15,4 +23,79 @@ TINY = [
 def train_with_a_checkpoint_each_epoch(arguments):
     torch.set_num_threads(1)
     run.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    run.CHECKPOINT_SHARE = 0
     raise SystemExit(cli.main([*TINY, *arguments]))
+
+
+# --- a process that kills itself
+
+
+def kill_at_write(count):
+    """Let the process kill itself just before its ``count``-th operation on names of files: make, open to write, rename, remove."""
+    left = [count]
+
+    def hook(event, arguments):
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR) and not _device(arguments[0])
+        if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def _device(path):
+    return str(path).startswith("/dev/")
+
+
+def train_killed_at_write(arguments):
+    *arguments, count = arguments
+    kill_at_write(int(count))
+    train_with_a_checkpoint_each_epoch(arguments)
+
+
+def train_terminated_twice(arguments):
+    """Two signals between one pause and the next."""
+    pause = Pauses.__call__
+
+    def signalled(pauses):
+        if pauses.calls == 20:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        pause(pauses)
+
+    Pauses.__call__ = signalled
+    train_with_a_checkpoint_each_epoch(arguments)
+
+
+# --- states to write as checkpoints
+
+
+def tensors(number):
+    return {
+        "network": {"weight": torch.full((100,), float(number)), "count": torch.tensor(number)},
+        "momentum": {},
+        "bank": torch.full((50, 3), -float(number)),
+    }
+
+
+def values(number):
+    return {"rows": [{"error": 0.1 * number}], "step": number}
+
+
+def save(directory, number):
+    save_checkpoint(directory, tensors(number), values(number), Ranks())
+
+
+def save_killed_at_write(arguments):
+    directory, number, count = arguments
+    torch.set_num_threads(1)
+    kill_at_write(int(count))
+    save(Path(directory), int(number))
+
+
+def keep_good_killed_at_write(arguments):
+    directory, count = arguments
+    kill_at_write(int(count))
+    path, _ = find_checkpoint(Path(directory))
+    keep_good(path)

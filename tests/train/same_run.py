@@ -1,0 +1,57 @@
+"""Whether two runs ended alike, to the last bit."""
+
+import json
+
+import torch
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from r2d2fast.train.checkpoint import find_checkpoint, read_values
+
+TIMES = ("seconds", "images_per_second", "outside_network")
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {key: without_times(entry) for key, entry in value.items() if key not in TIMES}
+    return [without_times(entry) for entry in value] if isinstance(value, list) else value
+
+
+def metrics(directory):
+    return [without_times(json.loads(line)) for line in (directory / "metrics.jsonl").open()]
+
+
+def results(directory):
+    return without_times(json.loads((directory / "results.json").read_text()))
+
+
+def state(directory):
+    """The last checkpoint's values, and its tensors by name."""
+    path, messages = find_checkpoint(directory)
+    assert messages == []
+    whole = directory.parent / f"{directory.name}.pt"
+    dcp_to_torch_save(path, whole)
+    saved = torch.load(whole)
+    parts = {**saved["network"], **{f"momentum/{name}": one for name, one in saved["momentum"].items()}}
+    return without_times(read_values(path)), {**parts, "bank": saved["bank"]}
+
+
+def assert_same_run(directory, other):
+    (values, tensors), (expected_values, expected) = state(directory), state(other)
+    assert values == expected_values
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor), name
+    assert metrics(directory) == metrics(other)
+    assert results(directory) == results(other)
+    for name in ("labelled.txt", "config.json"):
+        assert (directory / name).read_bytes() == (other / name).read_bytes(), name
+    assert_same_network(directory, other)
+
+
+def assert_same_network(directory, other):
+    """In network.safetensors, whose bytes differ: the order of its metadata is random."""
+    networks = [load_file(path / "network.safetensors") for path in (directory, other)]
+    assert networks[0].keys() == networks[1].keys()
+    for name, tensor in networks[1].items():
+        assert torch.equal(networks[0][name], tensor), name
