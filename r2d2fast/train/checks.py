@@ -51,7 +51,8 @@ def check_values(config: Config, image_side: int, ranks: int) -> None:
         _require(number is None or 0 <= number < SEEDS, flag, number, f"0 to {SEEDS - 1}")
     for flag, count in from_one.items():
         if count < 1:
-            raise ConfigError(f"{flag} {count}: must be at least 1; leave a whole stage out with --stages")
+            way_out = "; leave a whole stage out with --stages" if flag.startswith("--stage") else ""
+            raise ConfigError(f"{flag} {count}: must be at least 1{way_out}")
     for flag, count in multiples.items():
         if count % ranks:
             raise ConfigError(
@@ -71,6 +72,10 @@ def check_schedule(config: Config, labelled: int, unlabelled: int, ranks: int) -
             "or the learning rate would rise again"
         )
     for stage, batch, samples in ((1, one.batch, labelled), (3, config.stage3.batch, labelled + unlabelled)):
+        if stage in config.stages and batch < 2 * ranks:
+            raise ConfigError(
+                f"--stage{stage}.batch {batch}: must be at least {2 * ranks}, two for each process, for batch norm"
+            )
         if stage in config.stages and shuffled_steps(samples, batch, ranks) == 0:
             raise ConfigError(
                 f"stage {stage} has {samples} samples, which make no batch: at least {2 * ranks} are needed, "
@@ -80,8 +85,9 @@ def check_schedule(config: Config, labelled: int, unlabelled: int, ranks: int) -
         return
     if mixed_steps(unlabelled, two.unlabelled_batch, ranks) == 0:
         raise ConfigError(
-            f"--stage2.unlabelled-batch {two.unlabelled_batch}: there are only {unlabelled} unlabelled samples; "
-            "take smaller batches, fewer --num-labels, or --stages 1"
+            f"--stage2.unlabelled-batch {two.unlabelled_batch}: there are only {unlabelled} unlabelled samples"
+            + (f", dealt to {ranks} processes" if ranks > 1 else "")
+            + "; take smaller batches, fewer --num-labels, or --stages 1"
         )
     starts = two.repredict_epochs
     if list(starts) != sorted(set(starts)) or any(not 0 < start < two.epochs for start in starts):

@@ -1,7 +1,9 @@
 """What a run would do: schedule, settings and where they are from, memory, and time measured in a few steps."""
 
 import time
+from dataclasses import replace
 from itertools import groupby, pairwise
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -20,7 +22,12 @@ MEASURED_STEPS = 3
 
 def print_plan(config: Config, ranks: Ranks, console: Console) -> None:
     """Print what a run of ``config`` would do. The steps measured change a trainer that nobody keeps."""
-    trainer = Trainer(config, *load_data(config, ranks), ranks)
+    in_file = config.bank_storage not in ("device", "pinned")
+    # The file itself can be the bank of a run that is still training.
+    scratch = replace(config, bank_storage=f"{config.bank_storage}.dry-run") if in_file else config
+    trainer = Trainer(scratch, *load_data(scratch, ranks), ranks)
+    if isinstance(trainer.bank.storage, Path):
+        trainer.bank.storage.unlink()  # it stays mapped
     _print_settings(config, console)
     _print_schedule(trainer, console)
     _print_memory(trainer, console)
@@ -32,11 +39,11 @@ def _print_settings(config: Config, console: Console) -> None:
     defaults = flags(recipe.config)
     table = Table(title="settings, and where they are from")
     for heading in ("setting", "value", "from"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")  # and nothing is cut, however narrow the terminal
     for name, value in flags(config).items():
         if value != defaults[name] and name not in ("dry_run", "split"):
             table.add_row(_flag(name), _text(value), "command line")
-        elif name in recipe.sources and name != "dataset":
+        elif name in recipe.sources:
             table.add_row(_flag(name), _text(value), recipe.sources[name])
     console.print(table)
 
@@ -78,22 +85,25 @@ def _print_memory(trainer: Trainer, console: Console) -> None:
 
 
 def _activation_bytes(trainer: Trainer) -> float:
-    """What autograd keeps of each image for the backward pass, without the parameters; of two images."""
-    known = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
+    """What autograd keeps for the backward pass of one more image."""
+    few = 2 * trainer.config.bn_groups
+    # A difference, as parameters are kept, too, and under autocast copies of them.
+    return (_kept_bytes(trainer, 2 * few) - _kept_bytes(trainer, few)) / few
+
+
+def _kept_bytes(trainer: Trainer, batch: int) -> int:
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    images = torch.zeros(2, *trainer.data.train.shape, device=trainer.ranks.device)
+    images = torch.zeros(batch, *trainer.data.train.shape, device=trainer.ranks.device)
     trainer.model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), trainer.precision.autocast():
         logits = trainer.model(images.contiguous(memory_format=torch.channels_last))
     del logits
-    return sum(kept.values()) / 2
+    return sum(kept.values())
 
 
 def _print_time(trainer: Trainer, console: Console) -> None:

@@ -23,18 +23,17 @@ Settings = dict[str, tuple[Any, str]]
 """(value, source) by the name of its flag."""
 
 
-def _recipe(settings: Settings) -> Recipe:
+def _recipe(name: str, settings: Settings) -> Recipe:
     values: dict[str, Any] = {}
     stages: dict[str, dict[str, Any]] = {"stage1": {}, "stage2": {}, "stage3": {}}
-    for name, (value, _) in settings.items():
-        stage, _, inner = name.rpartition(".")
+    for flag, (value, _) in settings.items():
+        stage, _, inner = flag.rpartition(".")
         (stages[stage] if stage else values)[inner] = value
     kinds = Stage1(**stages["stage1"]), Stage2(**stages["stage2"]), Stage3(**stages["stage3"])
-    config = Config(**values, stage1=kinds[0], stage2=kinds[1], stage3=kinds[2])
-    defaults = dict.fromkeys(("alpha", "beta", "class_loss"), PAPER) | dict.fromkeys(
-        ("label_scale", "momentum"), REFERENCE
-    )
-    return Recipe(config, defaults | {name: source for name, (_, source) in settings.items()})
+    config = Config(dataset=name, **values, stage1=kinds[0], stage2=kinds[1], stage3=kinds[2])
+    sources = dict.fromkeys(("alpha", "beta", "class_loss"), PAPER)
+    sources |= dict.fromkeys(("label_scale", "momentum"), REFERENCE) | {"bn_groups": OURS}
+    return Recipe(config, sources | {flag: source for flag, (_, source) in settings.items()})
 
 
 def flags(config: Config) -> dict[str, Any]:
@@ -52,7 +51,6 @@ def flags(config: Config) -> dict[str, Any]:
 # The reference implementation's run of CIFAR-10, on which the recipes for other data sets of its kind build. It repredicts after
 # 300 of 600 epochs and three times more, 75 epochs apart.
 _CIFAR10: Settings = {
-    "dataset": ("cifar10", PAPER),
     "num_labels": (4000, PAPER),
     "backbone": ("shake26-96", PAPER),
     "label_lr": (4000.0, REFERENCE),
@@ -146,6 +144,8 @@ _RECIPES: dict[str, Settings] = {
         "flip": (True, OURS),
         "cutout": (0, OURS),
         "workers": (8, OURS),
+        "image_size": (224, OURS),
+        "resize": (256, OURS),
         "stage1.epochs": (200, OURS),
         "stage1.batch": (256, OURS),
         "stage1.lr": (0.1, OURS),
@@ -162,6 +162,8 @@ _RECIPES: dict[str, Settings] = {
         "weight_decay": (1e-4, OURS),
         "translate": (0, OURS),
         "cutout": (0, OURS),
+        "image_size": (224, OURS),
+        "resize": (256, OURS),
         "stage1.epochs": (100, OURS),
         "stage1.batch": (64, OURS),
         "stage1.cosine_epochs": (100, OURS),
@@ -176,4 +178,4 @@ _RECIPES: dict[str, Settings] = {
     },
 }  # fmt: skip
 
-RECIPES = {name: _recipe(settings | {"dataset": (name, PAPER)}) for name, settings in _RECIPES.items()}
+RECIPES = {name: _recipe(name, settings) for name, settings in _RECIPES.items()}

@@ -9,7 +9,7 @@ from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.recipes import RECIPES
 from r2d2fast.train.schedule import make_schedule
 
-DIGITS = RECIPES["digits"]
+DIGITS = RECIPES["digits"].config
 
 
 def config(stages=(1, 2, 3), stage1=None, stage2=None, stage3=None):
@@ -37,9 +37,9 @@ def config(stages=(1, 2, 3), stage1=None, stage2=None, stage3=None):
     )
 
 
-def check_all(config, unlabelled):
-    check_values(config, image_side=8)
-    check_schedule(config, unlabelled)
+def check_all(config, labelled=50, unlabelled=1387, ranks=1):
+    check_values(config, 8, ranks)
+    check_schedule(config, labelled, unlabelled, ranks)
 
 
 def test_epochs_steps_predictions_and_stage_ends_against_hand_made_values():
@@ -112,12 +112,14 @@ def test_the_digits_recipe_repredicts_four_times_with_falling_learning_rates():
         ({"stage2": {"repredict_epochs": (3, 3)}}, r"--stage2.repredict-epochs 3,3: must rise"),
         ({"stage2": {"repredict_epochs": (0, 3)}}, r"--stage2.repredict-epochs 0,3: .* between 1 and 5"),
         ({"stage2": {"repredict_epochs": (3, 6)}}, r"--stage2.repredict-epochs 3,6: .* between 1 and 5"),
+        ({"stage1": {"batch": 1}}, r"--stage1.batch 1: must be at least 2, two for each process, for batch norm"),
+        ({"stage3": {"batch": 1}}, r"--stage3.batch 1: must be at least 2, two for each process, for batch norm"),
         ({"stage2": {"lrs": (0.1, 0.1)}}, r"--stage2.lrs 0.1,0.1: 2 learning rates, 2 repredictions; needed are 3"),
     ],
 )
 def test_what_makes_no_schedule_is_refused_by_its_flag_and_value(changes, message):
     with pytest.raises(ConfigError, match=message):
-        check_all(config(**changes), 1387)
+        check_all(config(**changes))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_what_makes_no_schedule_is_refused_by_its_flag_and_value(changes, messag
     ],
 )
 def test_a_stage_that_is_not_run_may_have_any_settings(stages, changes):
-    check_all(config(stages, **changes), 1387)
+    check_all(config(stages, **changes))
     assert make_schedule(config(stages, **changes), 50, 1387) == make_schedule(config(stages), 50, 1387)
 
 
@@ -146,7 +148,7 @@ def test_a_learning_rate_that_is_negative_or_not_finite_is_refused(value):
         ({"stage3": {"lr": value}}, f"--stage3.lr {value}: must be at least 0, and finite"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
-            check_all(config(**changes), 1387)
+            check_all(config(**changes))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +161,10 @@ def test_a_learning_rate_that_is_negative_or_not_finite_is_refused(value):
         ("label_scale", (0.0, -1.0, math.nan, math.inf, 1e39), (1e-3, 10.0), "above 0, and finite"),
         ("momentum", (-0.1, 1.0, 1.5, math.nan, math.inf), (0.0, 0.99), "at least 0 and below 1"),
         ("translate", (-1, 8, 100), (0, 7), "0 to 7 pixels"),
+        ("cutout", (-1, -16), (0, 1, 100), "at least 0 pixels"),
+        ("checkpoint_minutes", (0.0, -1.0, math.nan), (1e-3, math.inf), "above 0"),
+        ("log_interval", (0, -1), (1, 1000), "at least 1"),
+        ("bn_groups", (0, -1), (1, 4), "at least 1"),
         ("seed", (-1, 2**62, 2**64), (0, 2**62 - 1), "0 to 4611686018427387903"),
         ("split", (-1, 2**62, 2**64), (0, 2**62 - 1, None), "0 to 4611686018427387903"),
     ],
@@ -167,9 +173,9 @@ def test_the_range_of_a_value_ends_where_its_message_says(name, bad, good, accep
     for value in bad:
         message = f"--{name.replace('_', '-')} {value}: must be {accepted}"
         with pytest.raises(ConfigError, match=re.escape(message)):
-            check_all(replace(DIGITS, **{name: value}), 1387)
+            check_all(replace(DIGITS, **{name: value}))
     for value in good:
-        check_all(replace(DIGITS, **{name: value}), 1387)
+        check_all(replace(DIGITS, **{name: value}))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,64 @@ def test_the_range_of_a_value_ends_where_its_message_says(name, bad, good, accep
     ],
 )
 def test_a_stage_without_epochs_or_with_empty_batches_is_refused(stage, name):
+    message = f"--{stage}.{name.replace('_', '-')} 0: must be at least 1; leave .*--stages"
+    with pytest.raises(ConfigError, match=message):
+        check_all(config(**{stage: {name: 0}}))
+
+
+def test_only_a_stage_can_be_left_out_with_stages():
+    with pytest.raises(ConfigError, match=r"--log-interval 0: must be at least 1$"):
+        check_all(replace(DIGITS, log_interval=0))
+
+
+# --- ranks and small data -------------------------------------------------------------------------------------------
+
+
+def test_steps_with_several_ranks_against_hand_made_values():
+    # Stage 1: 50 = 2 · 20 + 10, where 10 are two for each of five ranks, but not of six. Stage 2: the parts of 1387 are 278, and
+    # 275 the last, in batches of 95 / 5 = 19. Stage 3: 1437 = 11 · 128 + 29.
+    several = config(stage2={"unlabelled_batch": 95, "labelled_batch": 30})
+    schedule = make_schedule(several, 50, 1387, 5)
+    assert [{e.steps for e in schedule if e.stage == stage} for stage in (1, 2, 3)] == [{3}, {14}, {12}]
+    # Of six ranks the parts are 232, the last one 227, in batches of 96 / 6 = 16.
+    assert [{e.steps for e in make_schedule(config(), 50, 1387, 6) if e.stage == stage} for stage in (1, 2, 3)] == [
+        {2},
+        {14},
+        {12},
+    ]
+    assert {e.steps for e in make_schedule(config(), 50, 1387, 16) if e.stage == 3} == {11}
+
+
+def test_batches_of_stage_2_have_to_be_multiples_of_the_ranks():
+    check_all(config(), ranks=4)
     with pytest.raises(
-        ConfigError, match=f"--{stage}.{name.replace('_', '-')} 0: must be at least 1; leave .*--stages"
+        ConfigError, match=r"--stage2.unlabelled-batch 96: must be a multiple of the 5 processes, or run"
     ):
-        check_all(config(**{stage: {name: 0}}), 1387)
+        check_all(config(), ranks=5)
+    with pytest.raises(ConfigError, match=r"--stage2.labelled-batch 32: must be a multiple of the 3 processes"):
+        check_all(config(), ranks=3)
+    check_all(config(stages=(1,)), ranks=5)
+
+
+def test_each_process_needs_two_samples_of_a_batch():
+    check_all(config(stages=(1,)), ranks=10)
+    with pytest.raises(ConfigError, match=r"--stage1.batch 20: must be at least 22, two for each process"):
+        check_all(config(stages=(1,)), ranks=11)
+
+
+def test_too_few_samples_for_a_batch_are_refused():
+    check_all(config(stages=(1,)), labelled=2)
+    with pytest.raises(
+        ConfigError, match=r"stage 1 has 1 samples, which make no batch: at least 2 are needed, two for"
+    ):
+        check_all(config(stages=(1,)), labelled=1)
+    with pytest.raises(ConfigError, match=r"stage 1 has 7 samples, which make no batch: at least 8 are needed"):
+        check_all(config(), labelled=7, ranks=4)
+    # A batch has 24 of each rank; of 97 samples the last one has 97 − 3 · 25 = 22.
+    check_all(config(), unlabelled=96, ranks=4)
+    with pytest.raises(ConfigError, match=r"-batch 96: .* only 97 unlabelled samples, dealt to 4 processes; take"):
+        check_all(config(), unlabelled=97, ranks=4)
+    with pytest.raises(
+        ConfigError, match=r"there are only 0 unlabelled samples; take smaller batches, fewer --num-labels"
+    ):
+        check_all(config(), labelled=1437, unlabelled=0)

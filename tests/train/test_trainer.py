@@ -1,46 +1,60 @@
 """What an epoch does, on a small synthetic data set."""
 
 import itertools
+import json
+import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from r2d2fast.data import ImageDataset
+from r2d2fast import reference
+from r2d2fast.data import Batches
+from r2d2fast.models import make_model
+from r2d2fast.models.batch_norm import GroupedBatchNorm2d
+from r2d2fast.train import trainer as trainer_module
 from r2d2fast.train.errors import ConfigError, DivergenceError
-from r2d2fast.train.recipes import RECIPES
+from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.trainer import Trainer
-
-DIGITS = RECIPES["digits"]
-CONFIG = replace(
-    DIGITS,
-    split=0,
-    device="cpu",
-    num_labels=8,
-    stage1=replace(DIGITS.stage1, epochs=2, batch=4, lr=0.05, cosine_epochs=2),
-    stage2=replace(
-        DIGITS.stage2, epochs=4, unlabelled_batch=24, labelled_batch=5, repredict_epochs=(2,), lrs=(0.1, 0.02)
-    ),
-    stage3=replace(DIGITS.stage3, epochs=2, batch=40, lr=0.01),
+from tests.train.small_data import (
+    CONFIG,
+    EPOCHS,
+    STEPS,
+    TIMES,
+    all_images,
+    assert_same_run,
+    dataset,
+    labels_of_split,
+    make_trainer,
+    pseudo_logits,
+    rows_without_times,
+    run_all,
+    trainer_after,
 )
 
 
-def dataset():
-    """120 images of four classes, each class with its own bright corner, and noise."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(160) % 4
-    images = torch.randn(160, 1, 8, 8, generator=generator)
-    for i, label in enumerate(labels.tolist()):
-        top, left = 4 * (label // 2), 4 * (label % 2)
-        images[i, :, top : top + 4, left : left + 4] += 1.0
-    return ImageDataset(images[:120], labels[:120], images[120:], labels[120:], num_classes=4, background=0.0)
+class Recording:
+    """Images that keep what they were asked for: (order, augmentation) of each call."""
+
+    def __init__(self, images):
+        self.images = images
+        self.shape, self.bad_images = images.shape, images.bad_images
+        self.calls = []
+
+    def __len__(self):
+        return len(self.images)
+
+    def batches(self, order, augmentation, seed):
+        self.calls.append((order, augmentation))
+        return self.images.batches(order, augmentation, seed)
 
 
-def trainer_after(epochs, config=CONFIG):
-    trainer = Trainer(config, dataset())
-    for _ in range(epochs):
-        trainer.run_epoch()
-    return trainer
+def recording_trainer(config=CONFIG):
+    data = dataset()
+    return make_trainer(config, replace(data, train=Recording(data.train), test=Recording(data.test)))
 
 
 def recorded(trainer, record):
@@ -57,15 +71,14 @@ def recorded(trainer, record):
     return values
 
 
-def run_all(trainer):
-    while len(trainer.rows) < len(trainer.schedule):
-        trainer.run_epoch()
+# --- steps ----------------------------------------------------------------------------------------------------------
 
 
 def test_every_step_takes_its_learning_rate_from_the_schedule():
-    trainer = Trainer(CONFIG, dataset())
+    trainer = make_trainer()
     lrs = recorded(trainer, lambda: trainer.optimizer.param_groups[0]["lr"])
     run_all(trainer)
+    assert len(lrs) == STEPS
     assert lrs[:4] == pytest.approx([0.05, 0.05 * 0.8535533905932737, 0.025, 0.05 * 0.1464466094067262])
     assert lrs[4:20] == [0.1] * 8 + [0.02] * 8
     assert lrs[20:] == pytest.approx(
@@ -75,56 +88,180 @@ def test_every_step_takes_its_learning_rate_from_the_schedule():
 
 
 def test_momentum_is_kept_through_stage_2_and_starts_anew_with_each_stage():
-    trainer = Trainer(CONFIG, dataset())
-    steps_with_momentum = recorded(trainer, lambda: len(trainer.optimizer.state) > 0)
+    trainer = make_trainer()
+
+    def moving():
+        return any(state["momentum_buffer"].count_nonzero() for state in trainer.optimizer.state.values())
+
+    steps_with_momentum = recorded(trainer, moving)
     run_all(trainer)
-    starts = [n for n, has_momentum in enumerate(steps_with_momentum) if not has_momentum]
-    assert starts == [0, 4, 20]
+    assert [n for n, has_momentum in enumerate(steps_with_momentum) if not has_momentum] == [0, 4, 20]
 
 
 def test_every_step_is_made_in_training_mode_also_after_predictions_and_evaluations():
-    trainer = Trainer(CONFIG, dataset())
+    trainer = make_trainer()
     training = recorded(trainer, lambda: (trainer.model.training, trainer.d2_loss.training))
     run_all(trainer)
-    assert training == [(True, True)] * 26
+    assert training == [(True, True)] * STEPS
 
 
-def own_predictions(trainer):
-    trainer.model.eval()
-    with torch.no_grad():
-        return trainer.model(trainer.data.train_images[trainer.unlabelled])
+def test_the_optimizer_is_nesterov_with_the_weight_decay_on_all_parameters():
+    trainer = make_trainer(replace(CONFIG, momentum=0.8, weight_decay=0.003))
+    (group,) = trainer.optimizer.param_groups
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, True, 0.003)
+    assert len(group["params"]) == len(list(trainer.model.parameters()))
+    make_trainer(replace(CONFIG, momentum=0.0)).run_epoch()  # without momentum Nesterov's is refused by PyTorch
 
 
-def assert_predicted_before_training(trainer, monkeypatch):
-    """The next epoch begins by giving the bank the network's eval mode logits of the images as they are."""
-    expected = own_predictions(trainer)
-    seen = []
-    stage = trainer._stage
+def logits_and_losses(trainer):
+    """Of every step that follows: (logits, loss, gradient of the classifier's bias)."""
+    steps, inner = [], trainer.network.forward
 
-    def watched(epoch):
-        seen.append(trainer.bank.logits(trainer.unlabelled).clone())
-        return stage(epoch)
+    def forward(images):
+        steps.append([inner(images)])
+        return steps[-1][0]
 
-    monkeypatch.setattr(trainer, "_stage", watched)
+    trainer.network.forward = forward
+
+    def after_step():
+        if trainer.model.training:  # and not while it evaluates
+            steps[-1] += [trainer._losses[trainer.step - 1].item(), trainer.model[-1].bias.grad.clone()]
+
+    return steps, after_step
+
+
+def test_a_loss_of_stage_1_and_its_gradient_are_the_plain_mean_also_of_an_uneven_last_batch():
+    trainer = make_trainer(replace(CONFIG, stage1=replace(CONFIG.stage1, batch=3)))
+    order = list(trainer.order(trainer.schedule[0]))
+    steps, after_step = logits_and_losses(trainer)
+    row = trainer.run_epoch(after_step)
+    steps = [step for step in steps if len(step) == 3]
+    assert [len(step[0]) for step in steps] == [3, 3, 2]
+    for (logits, loss, gradient), (index, _, _) in zip(steps, order, strict=True):
+        targets = trainer.data.train_labels[index]
+        assert loss == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-6)
+        expected = (logits.softmax(1) - F.one_hot(targets, 4)).mean(0)
+        torch.testing.assert_close(gradient, expected.detach(), rtol=1e-5, atol=1e-7)
+    assert row["train_loss"] == pytest.approx(sum(step[1] for step in steps) / 3)
+
+
+def test_a_step_of_stage_2_is_the_definitions_with_the_whole_batch_as_normaliser():
+    trainer = trainer_after(2)
+    trainer.predict()
+    epoch = trainer.schedule[2]
+    order = list(trainer.order(epoch))
+    labels = trainer.labels.clone()
+    before = trainer.bank.logits(trainer._local)
+    steps, after_step = logits_and_losses(trainer)
+    trainer.train(epoch, order[:1], after_step)
+    ((logits, loss, gradient),) = steps
+    (index, _, total), *_ = order
+    assert total == len(index) == 29
+    assert (labels[index] >= 0).tolist() == [False] * 24 + [True] * 5
+    leaf = logits.detach().double().requires_grad_()
+    expected = reference.d2_loss(
+        leaf, before[index].double(), alpha=0.1, beta=0.03, class_loss="kl_reverse", normalizer=29
+    )
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(gradient, leaf.grad.sum(0).float(), rtol=1e-4, atol=1e-7)
+    # ỹ −= (label_lr · alpha / D_u)(p̃ − p̂), and only of the 24.
+    after, own = trainer.bank.logits(trainer._local), index[:24]
+    step = 1000 * 0.1 / 29 * (before[own].softmax(1) - logits.detach()[:24].softmax(1))
+    torch.testing.assert_close(after[own], before[own] - step, rtol=1e-5, atol=1e-5)
+    others = torch.ones(120, dtype=torch.bool)
+    others[own] = False
+    assert torch.equal(after[others], before[others])
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def test_cutout_is_on_in_stages_1_and_3_and_off_in_stage_2_and_evaluations_see_images_as_they_are():
+    config = replace(CONFIG, cutout=3, translate=2, flip=True, border="reflect")
+    trainer = recording_trainer(config)
+    run_all(trainer)
+    training = [one for _, one in trainer.data.train.calls if one is not None]
+    assert [one.cutout for one in training] == [3, 3, 0, 0, 0, 0, 3, 3]
+    assert {(one.translate, one.flip, one.border) for one in training} == {(2, True, "reflect")}
+    assert [n for n, (_, one) in enumerate(trainer.data.train.calls) if one is None] == [2, 5, 8]  # the predictions
+    assert [one for _, one in trainer.data.test.calls] == [None] * EPOCHS
+
+
+def test_no_two_images_of_a_run_are_augmented_by_one_draw():
+    trainer = recording_trainer()
+    run_all(trainer)
+    orders = [order for order, augmentation in trainer.data.train.calls if augmentation is not None]
+    draws = torch.cat([draws for order in orders for _, draws in order])
+    assert len(draws) == 2 * 8 + 4 * 4 * 29 + 2 * 120
+    assert len(draws.unique()) == len(draws)
+
+
+def test_stage_1_sees_only_labelled_samples_and_their_true_labels():
+    trainer = make_trainer()
+
+    def poisoned(train):
+        train[trainer.unlabelled] = 255
+        return train
+
+    blind = make_trainer(data=dataset(changed=poisoned))
+    for _ in range(2):
+        trainer.run_epoch()
+        blind.run_epoch()
+    assert rows_without_times(trainer) == rows_without_times(blind)
+    # The network would have noticed: in stage 2 it does.
+    assert trainer.run_epoch()["train_loss"] != blind.run_epoch()["train_loss"]
+
+
+def test_stage_3_trains_on_the_hard_labels_of_all_samples(monkeypatch):
+    trainer = trainer_after(6)
+    orders = list(trainer.order(trainer.schedule[6]))
+    batches, cross_entropy = [], F.cross_entropy
+
+    def watched(logits, targets, **options):
+        batches.append(targets)
+        return cross_entropy(logits, targets, **options)
+
+    monkeypatch.setattr(trainer_module.F, "cross_entropy", watched)
     trainer.run_epoch()
-    torch.testing.assert_close(seen[0], expected, rtol=0, atol=0)
+    hard = trainer.labels.clone()
+    hard[trainer.unlabelled] = pseudo_logits(trainer).argmax(1)
+    assert [len(batch) for batch in batches] == [40, 40, 40]
+    assert sorted(torch.cat([index for index, _, _ in orders]).tolist()) == list(range(120))
+    assert all(torch.equal(batch, hard[index]) for batch, (index, _, _) in zip(batches, orders, strict=True))
+    assert torch.equal(trainer.hard_labels(), hard)
 
 
-# Epochs 0 and 1 are stage 1; 2 to 5 stage 2 with a reprediction before 4; 6 and 7 stage 3.
+# --- the bank -------------------------------------------------------------------------------------------------------
+
+
+# The epochs before those that begin with a prediction.
 @pytest.mark.parametrize("epochs", [2, 4, 6])
 def test_predictions_are_made_in_eval_mode_without_augmentation(epochs, monkeypatch):
     trainer = trainer_after(epochs)
-    old = trainer.bank.logits(trainer.unlabelled).clone()
-    assert not torch.allclose(old, own_predictions(trainer), atol=1e-3)
-    assert_predicted_before_training(trainer, monkeypatch)
+    order = trainer.batches.partition(epochs)[0]
+    trainer.model.eval()
+    with torch.no_grad():
+        expected = trainer.model(all_images(trainer.data.train)[order])
+    old = trainer.bank.logits(trainer._local[order])
+    assert not torch.allclose(old, expected, atol=1e-3)
+    seen, train = [], trainer.train
+
+    def watched(*arguments):
+        seen.append(trainer.bank.logits(trainer._local[order]))
+        train(*arguments)
+
+    monkeypatch.setattr(trainer, "train", watched)
+    trainer.run_epoch()
+    assert torch.equal(seen[0], expected)
 
 
 def test_the_bank_is_learned_in_stage_2_and_only_read_in_the_others():
-    trainer = Trainer(CONFIG, dataset())
+    trainer = make_trainer()
     states = []
     for _ in trainer.schedule:
         trainer.run_epoch()
-        states.append(trainer.bank.logits(trainer.unlabelled).clone())
+        states.append(pseudo_logits(trainer).clone())
     changed = [not torch.equal(a, b) for a, b in itertools.pairwise(states)]
     # From stage 1's second epoch on; the last one is stage 3's second: its first predicts.
     assert changed == [False, True, True, True, True, True, False]
@@ -132,45 +269,113 @@ def test_the_bank_is_learned_in_stage_2_and_only_read_in_the_others():
 
 def test_pseudo_labels_as_hard_labels_are_not_predicted_anew():
     trainer = trainer_after(6, replace(CONFIG, stage3=replace(CONFIG.stage3, hard_labels="pseudo")))
-    learned = trainer.bank.logits(trainer.unlabelled).clone()
+    learned = pseudo_logits(trainer).clone()
     run_all(trainer)
-    assert torch.equal(trainer.bank.logits(trainer.unlabelled), learned)
+    assert torch.equal(pseudo_logits(trainer), learned)
 
 
-def test_stage_3_trains_on_the_hard_labels_of_all_samples(monkeypatch):
-    trainer = trainer_after(6)
-    batches = []
-    cross_entropy = torch.nn.functional.cross_entropy
-    monkeypatch.setattr(
-        "r2d2fast.train.trainer.F.cross_entropy",
-        lambda logits, targets: batches.append(targets) or cross_entropy(logits, targets),
-    )
-    trainer.run_epoch()
-    hard = trainer.data.train_labels.clone()
-    hard[trainer.unlabelled] = trainer.bank.logits(trainer.unlabelled).argmax(1)
-    assert [len(batch) for batch in batches] == [40, 40, 40]
-    assert torch.bincount(torch.cat(batches), minlength=4).tolist() == torch.bincount(hard, minlength=4).tolist()
+def test_the_settings_of_the_loss_are_those_of_the_configuration():
+    config = replace(CONFIG, alpha=0.2, beta=0.05, label_lr=30.0, class_loss="mse", label_scale=7.0)
+    trainer = make_trainer(config)
+    loss = trainer.d2_loss
+    assert (loss.alpha, loss.beta, loss.label_lr, loss.class_loss) == (0.2, 0.05, 30.0, "mse")
+    labelled = trainer.bank.logits(trainer._local[trainer.labelled])
+    assert torch.equal(labelled, 7.0 * F.one_hot(trainer.labels[trainer.labelled], 4))
 
 
-def test_stage_1_sees_only_labelled_samples_and_their_true_labels(monkeypatch):
-    trainer = Trainer(CONFIG, dataset())
-    poisoned = dataset()
-    poisoned.train_images[trainer.unlabelled] = float("nan")
-    blind = Trainer(CONFIG, poisoned)
-    assert trainer.run_epoch()["train_loss"] == blind.run_epoch()["train_loss"]
+def test_a_bank_of_16_bits_rounds_stochastically_and_learns_much_the_same():
+    wide, narrow = (trainer_after(4, replace(CONFIG, bank_dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    assert (narrow.bank.dtype, narrow.bank.rounding) == (torch.bfloat16, "stochastic")
+    assert (wide.bank.dtype, wide.bank.rounding) == (torch.float32, "nearest")
+    torch.testing.assert_close(pseudo_logits(narrow), pseudo_logits(wide), rtol=0.1, atol=0.1)
+    assert not torch.equal(pseudo_logits(narrow), pseudo_logits(wide))
+    again = trainer_after(4, replace(CONFIG, bank_dtype="bfloat16"))
+    assert_same_run(narrow, again)
+
+
+def test_a_bank_in_a_file_learns_the_same(tmp_path):
+    path = tmp_path / "bank"
+    in_file, in_memory = (trainer_after(EPOCHS, replace(CONFIG, bank_storage=str(s))) for s in (path, "device"))
+    assert_same_run(in_file, in_memory)
+    rows = torch.from_file(str(path), size=112 * 4).view(112, 4)
+    assert torch.equal(rows, in_memory.bank.pseudo_logits)
+
+
+def test_what_a_file_held_before_makes_no_difference(tmp_path):
+    path = tmp_path / "bank"
+    torch.full((112 * 4,), math.nan).numpy().tofile(path)
+    assert_same_run(trainer_after(EPOCHS, replace(CONFIG, bank_storage=str(path))), trainer_after(EPOCHS))
+
+
+def test_a_partition_that_is_not_the_first_is_taken_over_where_a_measurement_begins():
+    """On two ranks another half of the samples has rows from each prediction on."""
+    trainer = make_trainer()
+    trainer.batches = Batches(trainer.labelled, trainer.unlabelled, 0, 0, 2)
+    trainer.go_to(4)
+    own = trainer.batches.partition(4)[0]
+    assert torch.equal(trainer._local[own], torch.arange(56))
+    assert (trainer._local >= 0).sum() == 56 + 8
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------
 
 
 def test_errors_are_percentages_of_wrong_test_images_and_of_wrong_pseudo_labels():
     trainer = trainer_after(5)
     trainer.model.eval()
     with torch.no_grad():
-        wrong = trainer.model(trainer.data.test_images).argmax(1) != trainer.data.test_labels
-    assert trainer.rows[-1]["test_error"] == pytest.approx(100 * wrong.float().mean().item())
-    pseudo = trainer.bank.logits(trainer.unlabelled).argmax(1)
-    wrong = pseudo != trainer.data.train_labels[trainer.unlabelled]
-    assert trainer.rows[-1]["pseudo_label_error"] == pytest.approx(100 * wrong.float().mean().item())
+        wrong = trainer.model(all_images(trainer.data.test)).argmax(1) != trainer.data.test_labels
+    assert trainer.rows[-1]["test_error"] == pytest.approx(100 * wrong.double().mean().item())
+    wrong = pseudo_logits(trainer).argmax(1) != trainer.data.train_labels[trainer.unlabelled]
+    assert trainer.rows[-1]["pseudo_label_error"] == pytest.approx(100 * wrong.double().mean().item())
     assert 0 < trainer.rows[0]["test_error"] <= 100
     assert [row["pseudo_label_error"] is None for row in trainer.rows] == [True, True, False, False, False]
+    assert not any("test_error_top5" in row for row in trainer.rows)
+
+
+def test_true_labels_that_nobody_knows_are_left_out_of_the_pseudo_labels_error():
+    data = dataset()
+    known = torch.zeros(120, dtype=torch.bool)
+    trainer = make_trainer(data=data)
+    known[trainer.unlabelled[:10]] = True
+    some = make_trainer(data=replace(data, train_labels=data.train_labels.where(known, -1)))
+    none = make_trainer(data=replace(data, train_labels=torch.full((120,), -1)))
+    for _ in range(3):
+        rows = [one.run_epoch() for one in (trainer, some, none)]
+    wrong = pseudo_logits(trainer)[:10].argmax(1) != data.train_labels[trainer.unlabelled[:10]]
+    assert rows[1]["pseudo_label_error"] == pytest.approx(100 * wrong.double().mean().item())
+    assert rows[2]["pseudo_label_error"] is None
+    assert rows[0]["train_loss"] == rows[1]["train_loss"] == rows[2]["train_loss"]
+
+
+@pytest.mark.parametrize("classes", [199, 200])
+def test_from_200_classes_on_there_is_a_top_5_error(classes):
+    data = dataset(classes)
+    trainer = Trainer(replace(CONFIG, stages=(1,)), data, labels_of_split(), Ranks())
+    with torch.no_grad():
+        trainer.model[-1].weight.copy_(torch.randn(classes, 64))
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = trainer.model(all_images(data.test))
+    # In the first three test images the true class comes first, fifth, sixth.
+    labels = logits.argsort(1, descending=True)[torch.arange(40), torch.tensor([0, 4, 5] + [classes - 1] * 37)]
+    trainer.data = replace(data, test_labels=labels)
+    errors = trainer.test_errors()
+    assert errors == {"test_error": 97.5} | ({"test_error_top5": 95.0} if classes == 200 else {})
+
+
+def test_a_rank_without_test_images_has_nothing_to_say(monkeypatch):
+    trainer = make_trainer()
+    monkeypatch.setattr(Ranks, "part", lambda self, size: slice(0, 0))
+    assert trainer.test_errors() == {"test_error": 100.0}  # of the other ranks' sums, which are 0 here
+
+
+def test_errors_are_those_of_all_images_in_as_many_batches_as_it_takes(monkeypatch):
+    trainer = trainer_after(2)
+    whole = trainer.test_errors()
+    for size in (7, 40, 1):
+        monkeypatch.setattr(trainer_module, "EVALUATION_BATCH", size)
+        assert trainer.test_errors() == whole
 
 
 def test_statistics_are_those_of_their_own_epoch():
@@ -185,64 +390,224 @@ def test_statistics_are_of_the_unlabelled_samples_of_the_epoch():
     # Pseudo-logits that are not learned, and batches that leave none of the 112 unlabelled samples out.
     config = replace(CONFIG, label_lr=0.0, stage2=replace(CONFIG.stage2, unlabelled_batch=28))
     trainer = trainer_after(3, config)
-    confidence = trainer.bank.probs(trainer.unlabelled).max(1).values.mean().item()
+    confidence = pseudo_logits(trainer).softmax(1).max(1).values.mean().item()
     assert trainer.rows[-1]["rows"] == 112
     assert trainer.rows[-1]["pseudo_confidence"] == pytest.approx(confidence, rel=1e-5)
     assert {"class_loss", "entropy", "prediction_confidence", "agreement", "skipped"} <= trainer.rows[-1].keys()
 
 
-def test_training_depends_on_no_random_state_but_its_own():
-    first = trainer_after(8)
-    torch.manual_seed(777)
-    second = Trainer(CONFIG, dataset())
-    torch.manual_seed(888)
-    run_all(second)
-    weights = zip(first.model.parameters(), second.model.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in weights)
+def test_images_that_could_not_be_decoded_are_counted():
+    trainer = make_trainer()
+    assert trainer.run_epoch()["bad_images"] == 0
+    trainer.data.train.bad_images |= {"a.jpg": "truncated", "b.jpg": "empty"}
+    assert trainer.run_epoch()["bad_images"] == 2
 
 
-@pytest.mark.parametrize("epochs", range(8))
-def test_a_trainer_with_a_loaded_state_goes_on_as_the_one_that_saved_it(epochs):
-    first = trainer_after(epochs)
-    # Labelled samples of a half-used order are part of the state: 20 an epoch of orders of 8.
-    assert (len(first.stream.queue) > 0) == (epochs in (3, 5))
-    # A deep copy, as a file would be.
-    state = torch.utils._pytree.tree_map(_clone, first.state_dict())
-    second = Trainer(CONFIG, dataset())
-    second.load_state_dict(state)
-    run_all(first)
-    run_all(second)
-    weights = zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in weights)
-    everything = first.everything
-    assert torch.equal(first.bank.logits(everything), second.bank.logits(everything))
-
-
-def _clone(value):
-    return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def test_a_loss_that_is_not_finite_names_stage_epoch_and_step():
+def test_times_of_an_epoch_are_positive_and_of_the_whole_of_it():
     trainer = trainer_after(3)
-    with torch.no_grad():
-        trainer.model[-1].bias[0] = float("nan")
-    with pytest.raises(
-        DivergenceError, match="loss is nan in stage 2, epoch 1, step 0; the network has diverged: lower"
-    ):
-        trainer.run_epoch()
+    for row in trainer.rows:
+        assert 0 < row["seconds"] < 60
+        assert 0 < row["outside_network"] < 1
+        images = 8 if row["stage"] == 1 else 4 * 29
+        assert row["images_per_second"] > images / row["seconds"]
+
+
+# --- backbones and their batch norm ---------------------------------------------------------------------------------
+
+
+def test_batch_norm_in_groups_trains_another_network():
+    grouped, plain = trainer_after(3, replace(CONFIG, bn_groups=2)), trainer_after(3)
+    norms = [module for module in grouped.model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {(type(norm), norm.groups) for norm in norms} == {(GroupedBatchNorm2d, 2)}
+    assert rows_without_times(grouped) != rows_without_times(plain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "smal"}, "--backbone smal: unknown backbone 'smal'; the nearest is 'small'"),
+        ({"backbone": "lenet2d"}, "--backbone lenet2d: backbone 'lenet2d' does not take images of 8×8 pixels"),
+        ({"bank_storage": "pinned"}, "--bank-storage pinned: storage 'pinned' is for the kernels of a GPU"),
+        ({"bank_storage": "/no/such/place"}, "--bank-storage /no/such/place: cannot make the bank file"),
+        ({"translate": 8}, "--translate 8: must be 0 to 7 pixels"),
+        ({"num_labels": 8, "stage2": replace(CONFIG.stage2, unlabelled_batch=113)}, "there are only 112 unlabelled"),
+    ],
+)
+def test_what_does_not_fit_the_data_or_the_machine_is_refused_by_its_flag(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(replace(CONFIG, **changes))
+
+
+def test_a_bank_file_of_another_size_is_refused(tmp_path):
+    path = tmp_path / "bank"
+    path.write_bytes(b"somebody's file")
+    with pytest.raises(ConfigError, match=f"--bank-storage {path}: .*15 bytes.*remove it or choose another path"):
+        make_trainer(replace(CONFIG, bank_storage=str(path)))
+    assert path.read_bytes() == b"somebody's file"
+
+
+# --- divergence -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interval", [1, 50])
+def test_a_loss_that_is_not_finite_names_stage_epoch_and_step(interval):
+    trainer = trainer_after(3, replace(CONFIG, log_interval=interval))
+
+    def spoil():
+        if trainer.step == 2:
+            trainer.model[-1].bias.data[0] = math.nan
+
+    message = "loss is nan in stage 2, epoch 1, step 2; the network has diverged: lower"
+    with pytest.raises(DivergenceError, match=message):
+        trainer.run_epoch(spoil)
     assert len(trainer.rows) == 3
+    assert trainer.step == (3 if interval == 1 else 4)
 
 
 def test_predicted_logits_that_are_not_finite_leave_the_bank_alone():
     trainer = trainer_after(4)
-    before = trainer.bank.logits(trainer.unlabelled).clone()
+    before = trainer.bank.pseudo_logits.clone()
     with torch.no_grad():
         trainer.model[-1].bias[0] = float("inf")
     with pytest.raises(DivergenceError, match="predicted logits are not finite after 4 epochs"):
         trainer.run_epoch()
-    assert torch.equal(trainer.bank.logits(trainer.unlabelled), before)
+    assert torch.equal(trainer.bank.pseudo_logits, before)
 
 
-def test_labels_that_do_not_fit_the_data_are_refused_by_the_flag():
-    with pytest.raises(ConfigError, match="--num-labels: num_labels is 10; it must be a positive multiple of the 4"):
-        Trainer(replace(CONFIG, num_labels=10), dataset())
+# --- nothing random but the seed, nothing lost ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def dropout(monkeypatch):
+    """A network with random numbers in it, as ConvLarge and Shake-Shake have them."""
+
+    def make(*arguments, **options):
+        network = make_model(*arguments, **options)
+        return nn.Sequential(*network[:-1], nn.Dropout(0.3), network[-1])
+
+    monkeypatch.setattr(trainer_module, "make_model", make)
+
+
+@pytest.mark.usefixtures("dropout")
+def test_training_depends_on_no_random_state_but_its_own():
+    first = trainer_after(EPOCHS)
+    torch.manual_seed(777)
+    second = make_trainer()
+    torch.manual_seed(888)
+    while len(second.rows) < EPOCHS:
+        second.run_epoch(lambda: torch.rand(3))  # others draw between the steps
+    assert_same_run(first, second)
+
+
+@pytest.mark.usefixtures("dropout")
+def test_another_seed_is_another_run():
+    first, second = (trainer_after(3, replace(CONFIG, seed=seed)) for seed in (0, 1))
+    for before, after in zip(first.rows, second.rows, strict=True):
+        assert before["train_loss"] != after["train_loss"]
+
+
+class Stopped(Exception):
+    pass
+
+
+def saved(trainer):
+    """What a checkpoint holds: values by way of JSON, tensors copied."""
+    tensors = trainer.tensors()
+    copies = {
+        name: {key: value.clone() for key, value in part.items()} if isinstance(part, dict) else part.clone()
+        for name, part in tensors.items()
+    }
+    return json.dumps(trainer.values()), copies
+
+
+def loaded(config, state):
+    values, tensors = state
+    trainer = make_trainer(config)
+    trainer.load_values(json.loads(values))
+    targets = trainer.tensors()
+    assert targets.keys() == tensors.keys()
+    targets["bank"].copy_(tensors["bank"])
+    for name in ("network", "momentum"):
+        assert targets[name].keys() == tensors[name].keys()
+        for key, target in targets[name].items():
+            target.copy_(tensors[name][key])
+    return trainer
+
+
+def stopped_at(pause, config):
+    """The state at the ``pause``-th pause of a run, from 0, and where it is; None if there are not so many."""
+    trainer = make_trainer(config)
+    passed = itertools.count()
+
+    def stop():
+        if next(passed) == pause:
+            raise Stopped
+
+    try:
+        while len(trainer.rows) < len(trainer.schedule):
+            trainer.run_epoch(stop)
+    except Stopped:
+        return saved(trainer), (len(trainer.rows), trainer.step)
+    return None
+
+
+KINDS = {
+    "float32": {},
+    "bank of 16 bits": {"bank_dtype": "bfloat16"},
+    "pseudo-labels kept for stage 3": {"stage3": replace(CONFIG.stage3, hard_labels="pseudo")},
+    "float16": {"precision": "float16"},
+}
+# At first: steps are skipped until it has come down, in stage 2.
+OVERFLOWING = 2.0**26
+
+
+@pytest.mark.usefixtures("dropout")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_stopped_at_any_pause_goes_on_to_the_same_bits(kind, monkeypatch):
+    """At every step, and in the middle of every prediction and evaluation, which are made in batches of 32 here."""
+    monkeypatch.setattr(trainer_module, "EVALUATION_BATCH", 32)
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=OVERFLOWING))
+    config = replace(CONFIG, **KINDS[kind])
+    whole = trainer_after(EPOCHS, config)
+    assert kind != "float16" or 1 < whole.precision.scaler.get_scale() < OVERFLOWING
+    # All pauses of the first kind; of the others each fifth.
+    every = 1 if kind == "float32" else 5
+    places = []
+    for pause in itertools.count(0, every):
+        stopped = stopped_at(pause, config)
+        if stopped is None:
+            break
+        state, place = stopped
+        places.append(place)
+        resumed = loaded(config, state)
+        assert (len(resumed.rows), resumed.step) == place
+        run_all(resumed)
+        assert_same_run(resumed, whole)
+    predictions = 3 if kind != "pseudo-labels kept for stage 3" else 2
+    pauses = STEPS + 4 * predictions + 2 * EPOCHS
+    assert len(places) == -(-pauses // every)
+    if every == 1:
+        steps = {(epoch.stage, epoch.epoch): epoch.steps for epoch in whole.schedule}
+        assert set(places) >= {(n, step) for n, count in enumerate(steps.values()) for step in range(1, count + 1)}
+
+
+@pytest.mark.usefixtures("dropout")
+def test_saving_changes_nothing():
+    whole, often = trainer_after(EPOCHS), make_trainer()
+    while len(often.rows) < EPOCHS:
+        often.run_epoch(lambda: saved(often))
+    assert_same_run(often, whole)
+
+
+def test_seconds_of_an_epoch_include_those_before_it_was_stopped():
+    (values, tensors), _ = stopped_at(3, CONFIG)
+    earlier = json.loads(values) | {"seconds": 1000.0}
+    row = loaded(CONFIG, (json.dumps(earlier), tensors)).run_epoch()
+    assert 1000 < row["seconds"] < 1010
+    assert row["images_per_second"] > 1  # of this process alone
+
+
+def test_a_row_of_metrics_is_plain_values_for_json():
+    trainer = trainer_after(EPOCHS)
+    assert json.loads(json.dumps(trainer.rows)) == trainer.rows
+    assert all(name in row for row in trainer.rows for name in TIMES)

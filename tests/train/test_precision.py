@@ -1,0 +1,175 @@
+"""In which numbers the network computes, and that the pseudo-labels do not notice (rule 8)."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from r2d2fast.train import trainer as trainer_module
+from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.precision import Precision
+from tests.train.small_data import (
+    CONFIG,
+    EPOCHS,
+    assert_same_run,
+    make_trainer,
+    pseudo_logits,
+    rows_without_times,
+    run_all,
+    trainer_after,
+)
+
+CPU = torch.device("cpu")
+HALF = ("bfloat16", "float16")
+
+
+def at_stage_2(precision, scale=None, lrs=(0.1, 0.02), **changes):
+    """A trainer that comes from a stage 1 in float32, to be the same for all; ``scale`` of a GradScaler."""
+    begun = trainer_after(2)
+    trainer = make_trainer(replace(CONFIG, precision=precision, stage2=replace(CONFIG.stage2, lrs=lrs), **changes))
+    trainer.go_to(2)
+    trainer.model.load_state_dict(begun.model.state_dict())
+    if scale is not None:
+        trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return trainer
+
+
+def weights(trainer):
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def momentum(trainer):
+    return torch.cat([state["momentum_buffer"].flatten() for state in trainer.optimizer.state.values()])
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("auto", torch.float32),
+        ("float32", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+    ],
+)
+def test_a_name_is_a_dtype_of_autocast_and_only_float16_has_a_scale(name, dtype):
+    precision = Precision(name, CPU)
+    layer = torch.nn.Linear(3, 2)
+    with precision.autocast():
+        assert layer(torch.ones(1, 3)).dtype == precision.dtype == dtype
+    assert layer(torch.ones(1, 3)).dtype == torch.float32
+    assert float(precision.scale()) == (2.0**16 if dtype == torch.float16 else 1.0)
+
+
+def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P100")
+    with pytest.raises(ConfigError, match=r"--precision bfloat16: Tesla P100 has none; accepted: float16, float32"):
+        Precision("bfloat16", torch.device("cuda"))
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_a_whole_run_in_16_bits_learns_much_the_same_in_parameters_of_32(precision):
+    half, single = trainer_after(EPOCHS, replace(CONFIG, precision=precision)), trainer_after(EPOCHS)
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
+    assert half.bank.dtype == torch.float32
+    for row, expected in zip(half.rows, single.rows, strict=True):
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=0.25)
+    assert rows_without_times(half) != rows_without_times(single)
+    assert_same_run(half, trainer_after(EPOCHS, replace(CONFIG, precision=precision)))
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_the_network_gives_16_bits_and_evaluation_32(precision):
+    trainer = make_trainer(replace(CONFIG, precision=precision))
+    seen = []
+    trainer.network.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
+    trainer.run_epoch()
+    assert set(seen) == {getattr(torch, precision)}
+    assert {one.dtype for one in trainer.evaluate(trainer.data.test, torch.arange(40))} == {torch.float32}
+
+
+def test_the_bank_after_an_epoch_is_the_same_for_any_scale():
+    """Bit for bit, of a network that is the same throughout: with a learning rate of 0. The scale may overflow, too."""
+    banks = []
+    for scale in (1.0, 2.0**16, 2.0**40):
+        trainer = at_stage_2("float16", scale, (0.0, 0.0))
+        trainer.run_epoch()
+        banks.append(pseudo_logits(trainer))
+        assert int(trainer.bank.step) == 4
+    predicted = at_stage_2("float16")
+    predicted.predict()
+    assert not torch.equal(banks[0], pseudo_logits(predicted))  # it was learned
+    assert torch.equal(banks[1], banks[0])
+    assert torch.equal(banks[2], banks[0])
+
+
+def test_a_network_trained_with_a_scale_is_that_trained_without():
+    """A power of two, with which float16 loses no more than it does to small gradients."""
+    with_scale, without = (at_stage_2("float16", scale) for scale in (2.0**10, 1.0))
+    losses = [one.run_epoch()["train_loss"] for one in (with_scale, without)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    torch.testing.assert_close(weights(with_scale), weights(without), rtol=1e-3, atol=1e-4)
+
+
+def test_the_loss_is_reported_without_the_scale():
+    """In stage 3, too, where the loss is cross entropy."""
+    trainers = [at_stage_2("float16", scale, (0.0, 0.0)) for scale in (1.0, 2.0**12)]
+    for trainer in trainers:
+        trainer.go_to(6)
+        trainer.config = replace(CONFIG, stage3=replace(CONFIG.stage3, lr=0.0))
+        trainer.run_epoch()
+    assert trainers[0].rows[-1]["train_loss"] == pytest.approx(trainers[1].rows[-1]["train_loss"], rel=1e-2)
+
+
+def test_an_overflowing_scale_skips_steps_of_the_optimizer_but_not_of_the_bank():
+    still = at_stage_2("float16", 1.0, (0.0, 0.0))
+    trainer = at_stage_2("float16", 2.0**40)
+    before = weights(trainer)
+    row, expected = trainer.run_epoch(), still.run_epoch()
+    assert torch.equal(weights(trainer), before)
+    assert not momentum(trainer).any()
+    assert trainer.precision.scaler.get_scale() == 2.0**36  # halved at each of four steps
+    assert torch.equal(pseudo_logits(trainer), pseudo_logits(still))
+    assert int(trainer.bank.step) == 4
+    assert math.isfinite(row["train_loss"])
+    assert (row["rows"], row["class_loss"]) == (expected["rows"], expected["class_loss"])
+
+
+def test_a_scale_that_overflows_at_first_comes_down_and_the_network_learns():
+    trainer = at_stage_2("float16", 2.0**26)
+    before = weights(trainer)
+    run_all(trainer)
+    assert 1 < trainer.precision.scaler.get_scale() < 2.0**26
+    assert not torch.equal(weights(trainer), before)
+    assert weights(trainer).isfinite().all()
+
+
+def test_momentum_begins_with_the_first_step_that_is_not_skipped():
+    """Fused SGD leaves the momentum of a skipped first step uninitialised."""
+    trainer = at_stage_2("float16", 2.0**40)
+    trainer.run_epoch()
+    assert torch.equal(momentum(trainer), torch.zeros_like(momentum(trainer)))
+    trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    order = list(trainer.order(trainer.schedule[3]))
+    before = weights(trainer)
+    trainer.train(trainer.schedule[3], order[:1], lambda: None)
+    # A first step is lr · (1 + momentum) · gradient with Nesterov, momentum the gradient and its decay.
+    torch.testing.assert_close(before - weights(trainer), 0.1 * 1.9 * momentum(trainer), rtol=1e-3, atol=1e-6)
+    assert momentum(trainer).any()
+
+
+@pytest.mark.parametrize(("saved", "resumed"), [("float16", "float32"), ("bfloat16", "float16")])
+def test_auto_may_be_another_precision_where_a_run_goes_on(saved, resumed):
+    first, second = (make_trainer(replace(CONFIG, precision=precision)) for precision in (saved, resumed))
+    first.run_epoch()
+    second.load_values(first.values())
+    assert second.run_epoch()["epoch"] == 1
+
+
+def test_predictions_that_float16_cannot_hold_are_an_error():
+    trainer = at_stage_2("float16")
+    with torch.no_grad():
+        trainer.model[-1].bias[0] = 1e5
+    with pytest.raises(trainer_module.DivergenceError, match="predicted logits are not finite after 2 epochs"):
+        trainer.run_epoch()

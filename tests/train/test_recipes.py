@@ -1,0 +1,221 @@
+"""The recipes against DESIGN.md, section 6, written out by hand, and against the true sizes of their data sets."""
+
+from dataclasses import fields
+
+import pytest
+
+from r2d2fast.train.checks import check_schedule, check_values
+from r2d2fast.train.config import Config
+from r2d2fast.train.recipes import OURS, PAPER, RECIPES, REFERENCE, flags
+from r2d2fast.train.schedule import make_schedule
+
+# Training images and side in pixels.
+SIZES = {
+    "digits": (1437, 8),
+    "mnist": (60_000, 28),
+    "fashion-mnist": (60_000, 28),
+    "svhn": (73_257, 32),
+    "cifar10": (50_000, 32),
+    "cifar100": (50_000, 32),
+    "imagenet": (1_281_167, 224),
+}
+# What decides how a network learns; every other field is about where and how the program runs.
+OPERATION = {
+    *("dataset", "data_dir", "download", "seed", "split", "split_file", "stages", "run_dir", "resume", "eval_only"),
+    *("dry_run", "runs", "device", "precision", "compile", "deterministic", "workers", "on_bad_image", "log_interval"),
+    *("checkpoint_minutes", "tensorboard", "profile", "onnx", "pretrained", "bank_dtype", "bank_storage"),
+}
+LEARNING = {name for name in flags(RECIPES["cifar10"].config) if name not in OPERATION}
+PHOTOGRAPHS = {"image_size", "resize"}
+
+CIFAR10 = {
+    "num_labels": 4000,
+    "stages": (1, 2, 3),
+    "backbone": "shake26-96",
+    "bn_groups": 1,
+    "alpha": 0.1,
+    "beta": 0.03,
+    "class_loss": "kl_reverse",
+    "label_lr": 4000.0,
+    "label_scale": 10.0,
+    "momentum": 0.9,
+    "weight_decay": 2e-4,
+    "translate": 4,
+    "border": "reflect",
+    "flip": True,
+    "cutout": 16,
+    "stage1.epochs": 300,
+    "stage1.batch": 40,
+    "stage1.lr": 0.05,
+    "stage1.cosine_epochs": 350,
+    "stage2.epochs": 600,
+    "stage2.unlabelled_batch": 384,
+    "stage2.labelled_batch": 128,
+    "stage2.repredict_epochs": (300, 375, 450, 525),
+    "stage2.lrs": (0.12, 0.12, 0.08, 0.04, 0.004),
+    "stage3.epochs": 50,
+    "stage3.batch": 512,
+    "stage3.lr": 0.01,
+    "stage3.hard_labels": "repredict",
+}
+EXPECTED = {
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR10
+    | {"num_labels": 10_000, "backbone": "convlarge", "stage1.batch": 128, "stage1.lr": 0.1},
+    "svhn": CIFAR10
+    | {
+        "num_labels": 1000,
+        "backbone": "convlarge",
+        "translate": 2,
+        "flip": False,
+        "stage1.batch": 100,
+        "stage1.lr": 0.05,
+    },
+    "imagenet": {
+        "num_labels": 128_000,
+        "stages": (1, 2, 3),
+        "backbone": "resnet18",
+        "weight_decay": 1e-4,
+        "flip": True,
+        "cutout": 0,
+        "image_size": 224,
+        "resize": 256,
+        "stage1.epochs": 200,
+        "stage1.batch": 256,
+        "stage1.lr": 0.1,
+        "stage1.cosine_epochs": 200,
+        "stage2.unlabelled_batch": 384,
+        "stage2.labelled_batch": 128,
+        "stage2.lrs": (0.12, 0.12, 0.08, 0.04, 0.004),
+        "stage3.epochs": 10,
+        "stage3.lr": 0.01,
+    },
+    "mnist": {"num_labels": 1000, "stages": (1, 2), "backbone": "lenet2d", "stage2.repredict_epochs": ()},
+    "digits": {"num_labels": 50, "backbone": "small", "stages": (1, 2, 3)},
+    "fashion-mnist": {"stages": (1, 2, 3)},
+    "folder": {"num_labels": 0, "stages": (1, 2, 3), "image_size": 224, "resize": 256, "cutout": 0},
+}  # fmt: skip
+
+
+def schedule_of(name, ranks=1):
+    config = RECIPES[name].config
+    samples, _ = SIZES[name]
+    return make_schedule(config, config.num_labels, samples - config.num_labels, ranks)
+
+
+def steps_of(schedule, stage):
+    (steps,) = {epoch.steps for epoch in schedule if epoch.stage == stage}
+    return steps
+
+
+def test_there_is_a_recipe_for_every_data_set():
+    assert set(RECIPES) == {*SIZES, "folder"} == set(EXPECTED)
+    assert all(recipe.config.dataset == name for name, recipe in RECIPES.items())
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_recipe_holds_the_numbers_of_the_design(name):
+    values = flags(RECIPES[name].config)
+    assert {flag: values[flag] for flag in EXPECTED[name]} == EXPECTED[name]
+
+
+def test_what_decides_how_cifar10_learns_is_all_written_out_above():
+    assert CIFAR10.keys() == LEARNING - PHOTOGRAPHS | {"stages"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_number_of_a_recipe_has_a_source(name):
+    recipe = RECIPES[name]
+    photographs = PHOTOGRAPHS if name in ("imagenet", "folder") else set()
+    assert recipe.sources.keys() - OPERATION == LEARNING - PHOTOGRAPHS | photographs
+    assert set(recipe.sources.values()) <= {PAPER, REFERENCE, OURS}
+    assert recipe.sources.keys() <= flags(recipe.config).keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_number_is_from_the_reference_implementation_only_if_its_run_of_cifar10_has_it(name):
+    recipe = RECIPES[name]
+    values = flags(recipe.config)
+    borrowed = {flag: values[flag] for flag, source in recipe.sources.items() if source == REFERENCE}
+    assert borrowed == {flag: CIFAR10[flag] for flag in borrowed}
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_a_recipe_fits_its_data_set_on_any_usual_number_of_ranks(name, ranks):
+    config, (samples, side) = RECIPES[name].config, SIZES[name]
+    check_values(config, side, ranks)
+    check_schedule(config, config.num_labels, samples - config.num_labels, ranks)
+    assert all(epoch.steps > 0 for epoch in schedule_of(name, ranks))
+
+
+def test_the_recipe_for_folders_fits_a_hundred_labelled_and_a_hundred_unlabelled_images():
+    config = RECIPES["folder"].config
+    check_values(config, 224, 1)
+    check_schedule(config, 100, 100, 1)
+
+
+def test_the_steps_and_learning_rates_of_cifar10_are_those_of_the_reference_implementation():
+    schedule = schedule_of("cifar10")
+    assert [sum(epoch.stage == stage for epoch in schedule) for stage in (1, 2, 3)] == [300, 600, 50]
+    assert (steps_of(schedule, 1), steps_of(schedule, 2), steps_of(schedule, 3)) == (100, 119, 98)
+    predictions = [(epoch.stage, epoch.epoch) for epoch in schedule if epoch.predicts]
+    assert predictions == [(2, 0), (2, 300), (2, 375), (2, 450), (2, 525), (3, 0)]
+    lrs = [epoch.lr(0) for epoch in schedule if epoch.stage == 2]
+    assert lrs == [0.12] * 375 + [0.08] * 75 + [0.04] * 75 + [0.004] * 75
+    # Stage 1 ends where a cosine of 350 epochs is after 300; stage 3 runs to its end.
+    assert schedule[0].lr(0) == pytest.approx(0.05)
+    assert schedule[175].lr(0) == pytest.approx(0.025)
+    assert schedule[299].lr(99) == pytest.approx(0.05 * 0.0495, rel=0.01)
+    assert schedule[900].lr(0) == pytest.approx(0.01)
+    assert schedule[949].lr(97) < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("cifar100", (79, 104, 98)),  # 10 000 / 128 = 78 and 16 samples; 40 000 / 384; 50 000 / 512 = 97 and 336
+        ("svhn", (10, 188, 144)),  # 72 257 / 384; 73 257 / 512 = 143 and 41
+        ("imagenet", (500, 3003, 2503)),  # 128 000 / 256; 1 153 167 / 384; 1 281 167 / 512 = 2502 and 143
+    ],
+)
+def test_steps_of_an_epoch_of_each_stage(name, steps):
+    schedule = schedule_of(name)
+    assert tuple(steps_of(schedule, stage) for stage in (1, 2, 3)) == steps
+
+
+def test_imagenet_is_half_plain_d2_and_its_learning_rates_fall_by_the_factors_of_the_design():
+    schedule = [epoch for epoch in schedule_of("imagenet") if epoch.stage == 2]
+    assert 60 <= len(schedule) <= 90
+    first = next(epoch.epoch for epoch in schedule if epoch.repredicts)
+    assert first == len(schedule) // 2
+    peak = schedule[0].lr(0)
+    factors = sorted({round(epoch.lr(0) / peak, 6) for epoch in schedule}, reverse=True)
+    assert factors == pytest.approx([1, 2 / 3, 1 / 3, 1 / 30], abs=1e-6)
+    stage3 = next(epoch for epoch in schedule_of("imagenet") if epoch.stage == 3)
+    assert stage3.lr(0) == pytest.approx(peak / 12)
+    assert schedule_of("imagenet")[199].lr(499) < 1e-5  # stage 1's cosine runs to its end
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_quarter_of_a_batch_of_stage_2_is_labelled(name):
+    two = RECIPES[name].config.stage2
+    assert two.unlabelled_batch == 3 * two.labelled_batch
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_effective_step_of_the_pseudo_logits_is_the_reference_implementation_s(name):
+    """λ·α/D_u of 4000 · 0.1 / 512."""
+    config = RECIPES[name].config
+    batch = config.stage2.unlabelled_batch + config.stage2.labelled_batch
+    assert config.label_lr * config.alpha / batch == pytest.approx(0.78125)
+
+
+def test_flags_are_every_field_by_the_name_of_its_flag():
+    values = flags(RECIPES["digits"].config)
+    config = RECIPES["digits"].config
+    stages = ("stage1", "stage2", "stage3")
+    expected = {field.name for field in fields(Config)} - set(stages)
+    expected |= {f"{stage}.{field.name}" for stage in stages for field in fields(getattr(config, stage))}
+    assert values.keys() == expected
+    assert (values["stage2.lrs"], values["seed"]) == (config.stage2.lrs, config.seed)
