@@ -52,7 +52,7 @@ def _print_schedule(trainer: Trainer, console: Console) -> None:
     labelled, unlabelled = len(trainer.labelled), len(trainer.unlabelled)
     table = Table(title=f"{trainer.config.dataset}, {labelled} labelled samples, {unlabelled} unlabelled")
     for heading in ("stage", "epochs", "before the first", "steps an epoch", "batch", "learning rate"):
-        table.add_column(heading, justify="left" if heading == "before the first" else "right")
+        table.add_column(heading, justify="left" if heading == "before the first" else "right", overflow="fold")
     for _, group in groupby(_runs(trainer.schedule), key=lambda pair: pair[0]):
         epochs = [epoch for _, epoch in group]
         first, last = epochs[0], epochs[-1]

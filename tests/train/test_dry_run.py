@@ -1,0 +1,254 @@
+"""The plan that --dry-run prints, its figures against hand-made ones, and that it leaves everything as it was."""
+
+import io
+import re
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from r2d2fast.train import dry_run
+from r2d2fast.train.dry_run import print_plan
+from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.ranks import Ranks
+from r2d2fast.train.recipes import RECIPES
+from tests.train.small_data import CONFIG, make_trainer
+
+DIGITS = RECIPES["digits"].config
+# 50 labelled digits make 2 batches, 1387 unlabelled ones 14, all 1437 together 12.
+PLANNED = replace(
+    DIGITS,
+    split=0,
+    device="cpu",
+    dry_run=True,
+    stage1=replace(DIGITS.stage1, epochs=3, cosine_epochs=4),
+    stage2=replace(DIGITS.stage2, epochs=4, repredict_epochs=(2,), lrs=(0.12, 0.05)),
+    stage3=replace(DIGITS.stage3, epochs=2),
+)
+
+
+def plan(config=PLANNED, width=200):
+    """What is printed, each line's words apart by one space, without the tables' borders."""
+    file = io.StringIO()
+    print_plan(config, Ranks(), Console(file=file, width=width))
+    lines = [re.sub(r"[│┃\s]+", " ", line).strip() for line in file.getvalue().splitlines()]
+    return [line for line in lines if re.search(r"\w", line)]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Half a second for a step, 10 ms for an image evaluated, and none to measure it."""
+    monkeypatch.setattr(dry_run, "_seconds_per_step", lambda trainer, epoch: 0.5)
+    monkeypatch.setattr(dry_run, "_seconds_per_image", lambda trainer: 0.01)
+
+
+@pytest.mark.usefixtures("quick")
+def test_settings_are_shown_with_where_they_are_from():
+    lines = plan(replace(PLANNED, alpha=0.2, seed=7))
+    for line in (
+        "--alpha 0.2 command line",
+        "--seed 7 command line",
+        "--stage1.epochs 3 command line",
+        "--stage2.repredict-epochs 2 command line",
+        "--stage2.lrs 0.12,0.05 command line",
+        "--beta 0.03 paper",
+        "--label-scale 10.0 reference implementation",
+        "--weight-decay 0.001 ours",
+        "--stage3.hard-labels repredict reference implementation",
+    ):
+        assert line in lines
+    shown = [line.split()[0] for line in lines if line.startswith("--")]
+    assert len(set(shown)) == len(shown)
+    assert not {"--dry-run", "--split", "--dataset"} & set(shown)
+
+
+@pytest.mark.usefixtures("quick")
+def test_every_setting_of_the_recipe_is_shown():
+    shown = {line.split()[0] for line in plan() if line.startswith("--")}
+    assert shown >= {"--" + name.replace("_", "-") for name in RECIPES["digits"].sources}
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_schedule_has_a_line_for_each_prediction_and_learning_rate():
+    lines = plan()
+    start = lines.index("digits, 50 labelled samples, 1387 unlabelled")
+    assert lines[start + 1] == "stage epochs before the first steps an epoch batch learning rate"
+    # The last step of stage 1: t = 2.5 of 4 epochs, 0.05 · ½(1 + cos(5π/8)); of stage 3: t = 1 + 11/12 of 2.
+    assert lines[start + 2 : start + 6] == [
+        "1 0-2 2 25 0.05 to 0.015, cosine",
+        "2 0-1 predict 14 96 + 32 0.12",
+        "2 2-3 repredict 14 96 + 32 0.05",
+        "3 0-1 predict 12 128 0.01 to 4.3e-05, cosine",
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_reprediction_at_the_same_learning_rate_and_a_stage_without_prediction_have_lines_of_their_own():
+    lines = plan(
+        replace(
+            PLANNED,
+            stage2=replace(PLANNED.stage2, lrs=(0.12, 0.12)),
+            stage3=replace(PLANNED.stage3, hard_labels="pseudo"),
+        )
+    )
+    assert "2 0-1 predict 14 96 + 32 0.12" in lines
+    assert "2 2-3 repredict 14 96 + 32 0.12" in lines
+    assert "3 0-1 12 128 0.01 to 4.3e-05, cosine" in lines
+
+
+@pytest.mark.usefixtures("quick")
+def test_nothing_is_cut_in_a_narrow_terminal():
+    file = io.StringIO()
+    print_plan(replace(PLANNED, stage2=DIGITS.stage2), Ranks(), Console(file=file, width=60))
+    assert "…" not in file.getvalue()
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_memory_of_network_and_bank():
+    lines = plan()
+    # Convolutions 144, 4608 and 18 432, their batch norms 32, 64 and 128, the classifier 640 and 10; four bytes each.
+    assert "Network: 24058 parameters, 96232 bytes; as much again for gradients, and for momentum." in lines
+    assert "Bank: 1387 x 10 pseudo-logits, 55480 bytes on this rank." in lines
+    narrow = plan(replace(PLANNED, bank_dtype="bfloat16"))
+    assert "Bank: 1387 x 10 pseudo-logits, 27740 bytes on this rank." in narrow
+
+
+# Of an 8×8 image, in the small network: image; convolution, activation (in place of batch norm's output), pooled; three times.
+KEPT = 4 * (64 + 2 * 16 * 64 + 16 * 16 + 2 * 32 * 16 + 32 * 4 + 2 * 64 * 4 + 64)
+# And the places of the maxima, int64.
+KEPT_PLACES = 8 * (16 * 16 + 32 * 4)
+
+
+def test_activations_are_what_the_small_network_keeps_of_an_image():
+    assert dry_run._activation_bytes(make_trainer()) == pytest.approx(KEPT + KEPT_PLACES, rel=0.01)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("stages", "images"), [((1,), 25), ((1, 2), 128), ((1, 2, 3), 300)])
+def test_activations_are_shown_of_the_largest_batch_of_the_stages_that_run(stages, images):
+    (line,) = (
+        line
+        for line in plan(replace(PLANNED, stages=stages, stage3=replace(PLANNED.stage3, batch=300)))
+        if line.startswith("Activations")
+    )
+    size = (KEPT + KEPT_PLACES) * images / 2**20
+    assert line == f"Activations: about {size:.1f} MiB for the {images} images of a batch on each rank."
+
+
+def test_activations_in_groups_of_batch_norm_and_in_16_bits():
+    plain, grouped, half = (
+        dry_run._activation_bytes(make_trainer(replace(CONFIG, **changes)))
+        for changes in ({}, {"bn_groups": 4}, {"precision": "bfloat16"})
+    )
+    assert grouped == pytest.approx(plain, rel=0.02)
+    assert KEPT / 2 + KEPT_PLACES <= half < 0.8 * plain
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_parameters_and_their_copies_under_autocast_are_no_activations(precision, monkeypatch):
+    """The images, 64 numbers, and 1000 hidden ones, beside two layers of 64 000 and 4000 weights."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 1000), nn.ReLU(), nn.Linear(1000, 4))
+    monkeypatch.setattr("r2d2fast.train.trainer.make_model", lambda *_, **options: network)
+    kept = dry_run._activation_bytes(make_trainer(replace(CONFIG, precision=precision)))
+    size = 4 if precision == "float32" else 2
+    assert kept == size * (64 + 1000)
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_time_is_that_of_steps_predictions_and_evaluations():
+    # Stage 1: 6 steps, 3 · 360 test images. Stage 2: 56 steps, 4 · 360, two predictions of 1387. Stage 3: 24, 2 · 360, one.
+    assert plan()[-4:] == [
+        "Stage 1: 500 ms a step, about 14 s.",
+        "Stage 2: 500 ms a step, about 70 s.",
+        "Stage 3: 500 ms a step, about 33 s.",
+        "9 epochs, 86 steps, about 117 s in all.",
+    ]
+
+
+@pytest.mark.parametrize("stages", [(1,), (1, 2), (1, 2, 3)])
+def test_a_plan_is_of_the_stages_that_run_with_times_that_were_measured(stages):
+    lines = plan(replace(PLANNED, stages=stages))
+    times = [line for line in lines if line.startswith("Stage ")]
+    assert [int(line[6]) for line in times] == list(stages)
+    assert all(float(re.search(r": ([\d.e+]+) ms a step, about \d+ (s|min)", line)[1]) > 0 for line in times)
+    assert {line[0] for line in lines if re.match(r"\d \d+-\d+ ", line)} == {str(stage) for stage in stages}
+    assert re.fullmatch(r"\d epochs, \d+ steps, about \d+ (s|min) in all\.", lines[-1])
+
+
+def test_a_step_is_the_median_of_a_few_after_a_slow_first(monkeypatch):
+    trainer = make_trainer()
+    step, naps = trainer._train_step, iter([0.5, 0.04, 0.04, 0.3])
+
+    def slow(*arguments):
+        time.sleep(next(naps))
+        step(*arguments)
+
+    monkeypatch.setattr(trainer, "_train_step", slow)
+    assert 0.04 < dry_run._seconds_per_step(trainer, trainer.schedule[2]) < 0.25
+    assert next(naps, None) is None
+
+
+def test_an_image_takes_its_part_of_a_batch_after_a_slow_first(monkeypatch):
+    trainer = make_trainer()
+    forward, naps = trainer.model.forward, iter([0.5, 0.04])
+
+    def slow(images):
+        time.sleep(next(naps))
+        return forward(images)
+
+    monkeypatch.setattr(trainer.model, "forward", slow)
+    assert 0.04 < 40 * dry_run._seconds_per_image(trainer) < 0.4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (119.4, "119 s"),
+        (120.0, "2 min"),
+        (7140.0, "119 min"),
+        (7200.0, "2 h 0 min"),
+        (9000.0, "2 h 30 min"),
+    ],
+)
+def test_durations(seconds, text):
+    assert dry_run._duration(seconds) == text
+
+
+# --- nothing is left behind -----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan(replace(PLANNED, run_dir=tmp_path / "run", data_dir=tmp_path / "data", tensorboard=True, profile=True))
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_the_bank_s_file_of_a_run_is_left_as_it_is(tmp_path):
+    path = tmp_path / "bank"
+    contents = torch.randn(1387 * 10).numpy().tobytes()
+    path.write_bytes(contents)
+    plan(replace(PLANNED, bank_storage=str(path)))
+    assert path.read_bytes() == contents
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_for_the_bank_is_not_left_behind(tmp_path):
+    assert "--bank-storage" in " ".join(plan(replace(PLANNED, bank_storage=str(tmp_path / "bank"))))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_run_has_no_plan():
+    with pytest.raises(ConfigError, match=r"--stage2.lrs 0.1: 1 learning rates, 1 repredictions"):
+        plan(replace(PLANNED, stage2=replace(PLANNED.stage2, lrs=(0.1,))))
+    with pytest.raises(ConfigError, match=r"--bank-storage /no/such/place.dry-run: cannot make the bank file"):
+        plan(replace(PLANNED, bank_storage="/no/such/place"))
