@@ -255,3 +255,22 @@ class TestBackends:
         assert [record.message for record in caplog.records] == [
             "using the slow reference backend: the kernels take float32, bfloat16 and float16; the logits are torch.float64"
         ]
+
+
+def test_a_step_without_autograd_is_forward_and_backward(backend):
+    """The same loss, gradient, update and statistics as through autograd; in eval mode, too, the bank is only read."""
+    logits, index = torch.randn(6, 10), torch.arange(6)
+    banks = [make_bank(8, 10) for _ in range(2)]
+    losses = [FusedD2Loss(bank, label_lr=40.0, statistics=True, backend=backend) for bank in banks]
+    leaf = logits.clone().requires_grad_()
+    expected = losses[0](leaf, index)
+    expected.backward()
+    loss, grad = losses[1].step(logits, index, grad_scale=4.0)
+    assert torch.equal(loss, expected)
+    assert torch.equal(grad, 4 * leaf.grad)
+    assert not loss.requires_grad
+    assert torch.equal(banks[0].pseudo_logits, banks[1].pseudo_logits)
+    assert losses[0].read_statistics() == losses[1].read_statistics()
+    before = banks[1].pseudo_logits.clone()
+    losses[1].eval().step(logits, index)
+    assert torch.equal(banks[1].pseudo_logits, before)

@@ -1,0 +1,102 @@
+"""``python -m bench.mapped_bank``: stage 2 with a bank of 5 GB in a mapped file, in a process that may have 2 GB of memory.
+
+The limit is a memory cgroup's, which counts pages of files, too; where none can be made (not root, version 2 without delegation),
+one on the process's own data (RLIMIT_DATA), which does not.
+"""
+
+import argparse
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from r2d2fast.data import Dataset, ResidentImages
+from r2d2fast.train.checkpoint import save_checkpoint
+from r2d2fast.train.ranks import Ranks
+from r2d2fast.train.recipes import RECIPES
+from r2d2fast.train.trainer import Trainer
+
+SAMPLES, CLASSES = 1_250_000, 1000
+# Less than the 2 GB, as pages of shared libraries (0.9 GB, most of it PyTorch) are charged to whoever touched them first.
+LIMIT = 1_050_000_000
+STEPS = 50
+GROUP = Path("/sys/fs/cgroup/memory/r2d2fast-bench")
+
+
+def limited() -> str:
+    """Limit this process's memory; says how."""
+    try:
+        GROUP.mkdir(exist_ok=True)
+        (GROUP / "memory.limit_in_bytes").write_text(str(LIMIT))
+        (GROUP / "cgroup.procs").write_text(str(os.getpid()))
+        return f"a memory cgroup of {LIMIT / 1e9:.2f} GB, mapped pages included"
+    except OSError:
+        resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+        return f"RLIMIT_DATA of {LIMIT / 1e9:.2f} GB, mapped pages not counted"
+
+
+def memory() -> dict[str, float]:
+    """Peak of all resident memory, and what is the process's own now, in GB."""
+    status = Path("/proc/self/status").read_text()
+    fields = {
+        name: int(kilobytes) * 1024e-9 for name, kilobytes in re.findall(r"^(\w+):\s+(\d+) kB", status, re.MULTILINE)
+    }
+    return {"peak resident": fields["VmHWM"], "own (anonymous)": fields["RssAnon"]}
+
+
+def trainer(folder: Path) -> Trainer:
+    """At the beginning of stage 2: as many samples and classes as ImageNet has, of 8 x 8 pixels."""
+    pixels = torch.randint(256, (SAMPLES, 1, 8, 8), dtype=torch.uint8)
+    images = ResidentImages(pixels, torch.tensor([127.5]), torch.tensor([73.9]), torch.device("cpu"))
+    labels = torch.full((SAMPLES,), -1)
+    labels[:CLASSES] = torch.arange(CLASSES)
+    names = [str(number) for number in range(CLASSES)]
+    dataset = Dataset(images, images, labels.clamp(min=0), labels.clamp(min=0), names, names)
+    config = replace(RECIPES["digits"].config, split=0, bank_storage=str(folder / "bank.bin"))
+    result = Trainer(config, dataset, labels, Ranks())
+    result.go_to(config.stage1.epochs)
+    return result
+
+
+def measure(folder: Path) -> None:
+    """To be called in a process of its own."""
+    limit = limited()
+    one = trainer(folder)
+    print(f"bank: {one.bank.nbytes / 1e9:.2f} GB; limit: {limit}", flush=True)
+    for name, action in {
+        "prediction of all rows": one.predict,
+        f"{STEPS} steps": lambda: one.train(
+            one.schedule[200], list(one.order(one.schedule[200]))[:STEPS], lambda: None
+        ),
+        "hard labels": one.hard_labels,
+        "checkpoint": lambda: save_checkpoint(folder, one.tensors(), one.values(), one.ranks),
+    }.items():
+        began = time.perf_counter()
+        action()
+        sizes = ", ".join(f"{kind} {size:.2f} GB" for kind, size in memory().items())
+        print(f"{name}: {time.perf_counter() - began:.1f} s; {sizes}", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.mapped_bank", description=__doc__)
+    parser.add_argument("--folder", type=Path, help="where the 10 GB go; default a temporary directory")
+    folder = Path(tempfile.mkdtemp(dir=parser.parse_args(arguments).folder))
+    program = f"from pathlib import Path; from bench.mapped_bank import measure; measure(Path({str(folder)!r}))"
+    try:
+        subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)
+    finally:
+        shutil.rmtree(folder)
+        if GROUP.exists():
+            GROUP.rmdir()
+
+
+if __name__ == "__main__":
+    main()

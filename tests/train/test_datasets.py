@@ -1,0 +1,151 @@
+"""Each data set's one command, through all stages of its recipe on little files in their true formats."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from r2d2fast.data.pack import pack
+from r2d2fast.train import cli
+from tests.data import stand_ins
+from tests.data.photographs import write_tree
+
+# Everything but the lengths is the recipe's own.
+SHORT = [
+    *("--stage1.epochs=1", "--stage1.cosine-epochs=1", "--stage1.batch=4"),
+    *("--stage2.epochs=2", "--stage2.repredict-epochs=1", "--stage2.lrs=0.01,0.01"),
+    *("--stage2.unlabelled-batch=3", "--stage2.labelled-batch=1", "--stage3.epochs=1", "--stage3.batch=16"),
+]
+
+
+def cifar10(root: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    stand_ins.cifar10(root, patch, per_file=4)
+    return ["--num-labels=10"]
+
+
+def cifar100(root: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    stand_ins.cifar100(root, patch)
+    return ["--num-labels=100", "--stage1.batch=50", "--stage2.unlabelled-batch=30", "--stage3.batch=100"]
+
+
+def svhn(root: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    stand_ins.svhn(root, patch)
+    return ["--num-labels=20", "--stage2.unlabelled-batch=12", "--stage3.batch=30"]
+
+
+def mnist(root: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    stand_ins.mnist(root / "MNIST" / "raw", packed=False)
+    return ["--num-labels=10", "--stage2.lrs=0.05", "--stage2.repredict-epochs="]
+
+
+def fashion_mnist(root: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    stand_ins.mnist(root / "FashionMNIST" / "raw", packed=True)
+    return ["--num-labels=10"]
+
+
+def imagenet(root: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    write_tree(root, 16, 4)
+    return ["--num-labels=4", "--image-size=64", "--resize=72", "--workers=2"]
+
+
+def folder(root: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    """Images of one's own, a few of which a file gives a class."""
+    write_tree(root / "tree", 16, 4)
+    images = sorted((root / "tree" / "train").glob("*/*"))
+    (root / "images").mkdir()
+    lines = []
+    for number, image in enumerate(images):
+        image.rename(root / "images" / f"{number}.jpg")
+        if number % 2:
+            lines.append(f"{number}.jpg {image.parent.name}")
+    (root / "images" / "labels.txt").write_text("\n".join(lines))
+    return [f"--data-dir={root / 'images'}", "--image-size=64", "--resize=72"]
+
+
+PREPARE = {
+    function.__name__.replace("_", "-"): function
+    for function in (cifar10, cifar100, svhn, mnist, fashion_mnist, imagenet, folder)
+}
+
+
+@pytest.mark.parametrize("dataset", PREPARE)
+def test_one_command_goes_through_all_stages(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = PREPARE[dataset](tmp_path / "data", monkeypatch)
+    run = tmp_path / "run"
+    command = [f"--dataset={dataset}", f"--data-dir={tmp_path / 'data'}", f"--run-dir={run}", *SHORT, *flags]
+    assert cli.main(command) == 0
+    results = json.loads((run / "results.json").read_text())
+    stages = [1, 2] if dataset == "mnist" else [1, 2, 3]
+    assert [entry["stage"] for entry in results["stages"]] == stages
+    assert 0 <= results["test_error"] <= 100
+    assert (run / "network.safetensors").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder tree of JPEG files, cut out of two photographs."""
+    root = tmp_path_factory.mktemp("photographs")
+    write_tree(root, 24, 6)
+    return root
+
+
+PHOTOGRAPHS = [
+    *("--dataset=imagenet", "--image-size=64", "--resize=72", "--num-labels=4", "--workers=0", *SHORT),
+    "--stage2.epochs=3",
+]
+
+
+def test_photographs_packed_trained_killed_resumed_evaluated_exported(photographs: Path, tmp_path: Path) -> None:
+    packed, run, whole = (tmp_path / name for name in ("packed", "run", "whole"))
+    pack(photographs, packed, short_side=72)
+    flags = [*PHOTOGRAPHS, f"--data-dir={packed}"]
+    assert cli.main([*flags, f"--run-dir={whole}"]) == 0
+
+    command = [sys.executable, "-m", "r2d2fast.train", *flags, f"--run-dir={run}", "--checkpoint-minutes=0.0001"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        while not (run / "checkpoint.previous").exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+    assert not (run / "results.json").exists()
+    assert cli.main([*flags, f"--run-dir={run}", "--resume"]) == 0
+    resumed, uninterrupted = (load_file(directory / "network.safetensors") for directory in (run, whole))
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in uninterrupted.items())
+
+    assert cli.main([*flags, f"--run-dir={run}", "--eval-only"]) == 0
+    # What was exported is what another run can start from.
+    assert (
+        cli.main(
+            [*flags, f"--run-dir={tmp_path / 'next'}", f"--pretrained={run / 'network.safetensors'}", "--stages=1"]
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_images_stop_the_run_or_are_counted(
+    workers: int, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    for image in photographs.glob("*/*/*"):
+        target = data / image.relative_to(photographs)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(image.read_bytes())
+    damaged = sorted(data.glob("train/*/*"))[:2]
+    for image in damaged:
+        image.write_bytes(image.read_bytes()[:200])
+    flags = [*PHOTOGRAPHS, f"--data-dir={data}", f"--workers={workers}"]
+    assert cli.main([*flags, f"--run-dir={tmp_path / 'stopped'}"]) != 0
+    message = capsys.readouterr().err
+    assert any(image.name in message for image in damaged), message
+    assert "--on-bad-image skip" in message
+    run = tmp_path / "run"
+    assert cli.main([*flags, f"--run-dir={run}", "--on-bad-image=skip"]) == 0
+    assert json.loads((run / "results.json").read_text())["bad_images"] == 2
+    assert "2 images could not be decoded" in capsys.readouterr().out
