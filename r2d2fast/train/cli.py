@@ -12,6 +12,7 @@ from rich.console import Console
 
 from r2d2fast.data import DataError
 from r2d2fast.data.loading import LoaderError
+from r2d2fast.train.checks import SEEDS
 from r2d2fast.train.config import Config
 from r2d2fast.train.dry_run import print_plan
 from r2d2fast.train.errors import ConfigError, LostRankError, TrainingError
@@ -74,7 +75,8 @@ def _act(config: Config, ranks: Ranks, console: Console) -> None:
 def parse(arguments: list[str]) -> Config:
     """The configuration of a command line, ``split`` resolved.
 
-    Raises ConfigError for an unknown data set; exits with status 2 for what is no flag or no value of one.
+    Raises ConfigError for an unknown data set, no runs, and seeds out of range; exits with status 2 for what is no flag or no
+    value of one.
     """
     # The data set first, because its recipe gives the defaults of everything else.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -89,7 +91,12 @@ def parse(arguments: list[str]) -> Config:
     )
     if config.runs < 1:
         raise ConfigError(f"--runs {config.runs}: must be at least 1")
-    return replace(config, split=config.seed if config.split is None else config.split)
+    split = config.seed if config.split is None else config.split
+    # Before a split is drawn with a number that is none.
+    for flag, number in (("--seed", config.seed), ("--split", split)):
+        if not 0 <= number <= SEEDS - config.runs:
+            raise ConfigError(f"{flag} {number}: must be 0 to {SEEDS - config.runs}")
+    return replace(config, split=split)
 
 
 def _directory(config: Config, number: int) -> Path:

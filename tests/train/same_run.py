@@ -1,6 +1,8 @@
 """Whether two runs ended alike, to the last bit."""
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load_file
@@ -9,11 +11,12 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from r2d2fast.train.checkpoint import find_checkpoint, read_values
 
 TIMES = ("seconds", "images_per_second", "outside_network")
+PLACES = ("machine", "versions")
 
 
 def without_times(value):
     if isinstance(value, dict):
-        return {key: without_times(entry) for key, entry in value.items() if key not in TIMES}
+        return {key: without_times(entry) for key, entry in value.items() if key not in (*TIMES, *PLACES)}
     return [without_times(entry) for entry in value] if isinstance(value, list) else value
 
 
@@ -29,9 +32,10 @@ def state(directory):
     """The last checkpoint's values, and its tensors by name."""
     path, messages = find_checkpoint(directory)
     assert messages == []
-    whole = directory.parent / f"{directory.name}.pt"
-    dcp_to_torch_save(path, whole)
-    saved = torch.load(whole)
+    with TemporaryDirectory() as elsewhere:
+        whole = Path(elsewhere) / "whole.pt"
+        dcp_to_torch_save(path, whole)
+        saved = torch.load(whole)
     parts = {**saved["network"], **{f"momentum/{name}": one for name, one in saved["momentum"].items()}}
     return without_times(read_values(path)), {**parts, "bank": saved["bank"]}
 

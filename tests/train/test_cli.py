@@ -2,37 +2,48 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 
 import pytest
 import torch
-from tiny_run import TINY
+from safetensors.torch import load_file, save_file
+from same_run import assert_same_network, assert_same_run
 
 from r2d2fast.train import cli
-from r2d2fast.train.recipes import RECIPES
+from r2d2fast.train.config import Config, Stage1, Stage2, Stage3
+from r2d2fast.train.recipes import RECIPES, flags
+from tests.data.photographs import write_tree
+
+# --- the command line
 
 
-def test_help_gives_every_flag_its_meaning_and_every_recipe_number_its_source(capsys, monkeypatch):
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+def test_help_gives_every_flag_its_meaning_and_says_where_the_sources_are(dataset, capsys, monkeypatch):
     # Wide enough that no flag named within a help text begins a line.
     monkeypatch.setenv("COLUMNS", "400")
     with pytest.raises(SystemExit) as exit_info:
-        cli.main(["--help"])
+        cli.main(["--dataset", dataset, "--help"])
     assert exit_info.value.code == 0
     text = "\n".join(line.strip("│ ") for line in capsys.readouterr().out.splitlines())
+    head, *parts = re.split(r"^(?=--[a-z])", text, flags=re.MULTILINE)
+    assert "--dry-run" in head
     # A flag too long for its column has its help on the lines below.
-    flags = {part.split()[0]: " ".join(part.split()) for part in re.split(r"^(?=--[a-z])", text, flags=re.M)[1:]}
-    general = ["dataset", "seed", "split", "stages", "run-dir", "resume", "dry-run", "device"]
-    assert {f"--{name}" for name in general} <= flags.keys()
-    recipe = {flag: line for flag, line in flags.items() if flag.removeprefix("--") not in general}
-    assert len(recipe) == 22
-    for flag, line in recipe.items():
-        assert any(source in line for source in ("paper", "reference implementation", "ours")), flag
+    lines = {part.split()[0]: " ".join(part.split()) for part in parts}
+    on = [name for name, value in flags(RECIPES[dataset].config).items() if value is True]
+    names = {("no-" if name in on else "") + name.replace("_", "-") for name in flags(RECIPES[dataset].config)}
+    assert lines.keys() == {f"--{name}" for name in names}
+    for line in lines.values():
+        meaning = re.fullmatch(r"--\S+ (?:[A-Z{]\S* )?(.+\.) \(default: .*\).*", line)
+        assert meaning, line
+        assert len(meaning[1].split()) >= 4, line
 
 
 def test_an_unknown_data_set_is_named_with_the_accepted_ones_and_the_way_out(capsys):
     assert cli.main(["--dataset", "mnits"]) == 2
     error = capsys.readouterr().err
-    assert "--dataset mnits: unknown; accepted: digits." in error
+    accepted = "digits, mnist, fashion-mnist, svhn, cifar10, cifar100, imagenet, folder"
+    assert f"--dataset mnits: unknown; accepted: {accepted}." in error
     assert "--help" in error
 
 
@@ -55,7 +66,7 @@ def test_stages_that_do_not_build_upon_each_other_are_refused(stages, tmp_path, 
     ("flags", "message"),
     [
         (["--num-labels", "55"], "--num-labels: num_labels is 55; it must be a positive multiple of the 10 classes"),
-        (["--num-labels", "5000"], "one class has only"),
+        (["--num-labels", "5000"], "asks for 500 samples of each class, but class 8 has only"),
         (["--device", "tpu"], "--device tpu: "),
         (["--device", "cuda:99"], "--device cuda:99: "),
         (["--stage2.lrs", "0.1"], "--stage2.lrs 0.1: 1 learning rates"),
@@ -65,7 +76,17 @@ def test_stages_that_do_not_build_upon_each_other_are_refused(stages, tmp_path, 
         (["--seed", "-1"], "--seed -1: must be 0 to"),
         (["--seed", str(2**64)], f"--seed {2**64}: must be 0 to"),
         (["--split", "-1"], "--split -1: must be 0 to"),
+        (["--seed", str(2**62 - 1), "--runs", "2"], f"--seed {2**62 - 1}: must be 0 to {2**62 - 2}"),
         (["--stage1.batch", "0"], "--stage1.batch 0: must be at least 1"),
+        (["--runs", "0"], "--runs 0: must be at least 1"),
+        (["--log-interval", "0"], "--log-interval 0: must be at least 1"),
+        (["--checkpoint-minutes", "0"], "--checkpoint-minutes 0.0: must be above 0"),
+        (["--backbone", "resnet8"], "--backbone resnet8: "),
+        (["--backbone", "lenet2d"], "--backbone lenet2d: "),
+        (["--pretrained", "nowhere.safetensors"], "nowhere.safetensors cannot be read: No such file or directory"),
+        (["--pretrained", "weights.npy"], "weights.npy is no file of weights by its name"),
+        (["--split-file", "nowhere.txt"], "cannot read the split file nowhere.txt: No such file or directory"),
+        (["--bank-storage", "/nowhere/bank"], "--bank-storage /nowhere/bank"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_before_anything_is_written(flags, message, tmp_path, capsys):
@@ -73,6 +94,22 @@ def test_a_configuration_that_cannot_be_is_refused_before_anything_is_written(fl
         assert cli.main([*flags, *dry_run, "--run-dir", str(tmp_path / "run")]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+
+
+def test_the_recipe_is_the_data_sets_and_its_numbers_can_be_overridden():
+    for dataset, recipe in RECIPES.items():
+        assert flags(cli.parse(["--dataset", dataset])) == {**flags(recipe.config), "split": 0}
+    config = cli.parse(["--alpha", "0.2", "--stage1.lr", "0.01", "--stage2.repredict-epochs", "", "--stages", "1,2"])
+    assert (config.alpha, config.stage1.lr, config.stage2.repredict_epochs) == (0.2, 0.01, ())
+    assert config.stages == (1, 2)
+    assert config.stage2.lrs == RECIPES["digits"].config.stage2.lrs
+    assert cli.parse(["--dataset=cifar10", "--no-flip"]).flip is False
+    kinds = [type(part) for part in (config, config.stage1, config.stage2, config.stage3)]
+    assert kinds == [Config, Stage1, Stage2, Stage3]
+
+
+def test_the_split_is_the_seed_unless_it_is_given():
+    assert [cli.parse(words).split for words in ([], ["--seed=3"], ["--seed=3", "--split=1"])] == [0, 3, 1]
 
 
 @pytest.mark.parametrize("flags", [["--num-labels", "1360"], ["--stage2.lrs", "0.1"], ["--stage3.batch", "0"]])
@@ -84,35 +121,121 @@ def test_training_without_momentum(tmp_path, train_here):
     assert train_here("--momentum", "0", "--run-dir", tmp_path / "run") == 0
 
 
-def test_the_split_is_the_seed_unless_it_is_given():
-    assert cli.parse(["--seed", "7"]).split == 7
-    assert cli.parse(["--seed", "7", "--split", "3"]).split == 3
-    assert cli.parse([]).split == 0
+def test_all_labels_there_are(tmp_path, train_here):
+    directory = tmp_path / "run"
+    assert train_here("--stages", "1", "--num-labels", "0", "--run-dir", directory) == 0
+    assert len((directory / "labelled.txt").read_text().splitlines()) == 1437
+    assert train_here("--stages", "1", "--num-labels", "0", "--run-dir", directory, "--eval-only") == 0
 
 
-def test_every_number_of_the_recipe_can_be_overridden():
-    config = cli.parse(["--alpha", "0.2", "--stage1.lr", "0.01", "--stage2.repredict-epochs", "", "--stages", "1,2"])
-    assert (config.alpha, config.stage1.lr, config.stage2.repredict_epochs) == (0.2, 0.01, ())
-    assert config.stages == (1, 2)
-    assert config.stage2.lrs == RECIPES["digits"].stage2.lrs
+# --- data that is not there or not right
 
 
-def test_dry_run_prints_the_epochs_in_a_table_and_writes_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    assert cli.main([*TINY, "--dry-run"]) == 0
-    output = capsys.readouterr().out
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in output.splitlines() if "│" in line]
-    assert cells == [
-        ["1", "0-3", "", "1", "50", "0.05 to 0.017, cosine"],
-        ["2", "0-1", "predict", "4", "300 + 32", "0.1"],
-        ["2", "2-3", "repredict", "4", "300 + 32", "0.05"],
-        ["2", "4-4", "repredict", "4", "300 + 32", "0.01"],
-        ["3", "0-1", "predict", "3", "512", "0.01 to 0.00067, cosine"],
-    ]
-    assert "11 epochs, 30 steps." in output
-    assert "Bank: 1387 x 10 pseudo-logits, 55480 bytes" in output
-    assert os.listdir(tmp_path) == []
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("dataset", "files", "remedy"),
+    [
+        ("mnist", "train-images-idx3-ubyte", "--download"),
+        ("fashion-mnist", "train-images-idx3-ubyte", "--download"),
+        ("svhn", "train_32x32.mat", "--download"),
+        ("cifar10", "data_batch_1", "--download"),
+        ("cifar100", "cifar-100-python/train", "--download"),
+        ("imagenet", "train", ""),
+        ("folder", "train", ""),
+    ],
+)
+def test_a_missing_data_set_says_what_to_put_where(dataset, files, remedy, dry_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("r2d2fast.data.readers.FASHION_MNIST_PACKAGE", tmp_path / "no package")
+    arguments = ["--dataset", dataset, "--data-dir", str(tmp_path / "data"), "--run-dir", str(tmp_path / "run")]
+    assert cli.main([*arguments, *dry_run]) == 2
+    error = capsys.readouterr().err
+    for part in (str(tmp_path / "data"), files, remedy):
+        assert part in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_file_names_the_line_that_is_wrong(tmp_path, train_here, capsys):
+    path = tmp_path / "split.txt"
+    for text, message in (
+        ("12 3\n99999 1\n", "line 2: the data set has no training sample '99999'"),
+        ("12 ten\n", "line 1: 'ten' is no class"),
+        ("", "labels no sample"),
+    ):
+        path.write_text(text)
+        assert train_here("--split-file", path, "--run-dir", tmp_path / "run") == 2
+        assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["split.txt"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Photographs, and flags to train on them for an epoch."""
+    root = write_tree(tmp_path / "photographs", train=16, val=4, width=40, height=36)
+    flags = (
+        *("--dataset=folder", f"--data-dir={root}", "--image-size=32", "--resize=32", "--backbone=small"),
+        *("--stages=1", "--stage1.epochs=1", "--stage1.batch=8", "--stage1.cosine-epochs=1"),
+    )
+    return root, flags
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_decoded_is_named_or_counted(folder, workers, tmp_path, capsys):
+    root, flags = folder
+    bad = next((root / "train").glob("*/*.jpg"))
+    bad.write_bytes(bad.read_bytes()[:200])
+    flags = (*flags, f"--workers={workers}")
+    assert cli.main([*flags, "--run-dir", str(tmp_path / "run")]) == 1
+    assert bad.name in capsys.readouterr().err
+    directory = tmp_path / "other run"
+    assert cli.main([*flags, "--on-bad-image=skip", "--run-dir", str(directory)]) == 0
+    assert json.loads((directory / "results.json").read_text())["bad_images"] == 1
+    assert "1 images could not be decoded" in capsys.readouterr().out
+
+
+# --- weights and splits of one run for another
+
+
+def test_the_split_file_of_one_run_gives_another_the_same_labels(tmp_path, train_here, finished, capsys):
+    directory = tmp_path / "run"
+    split = finished / "labelled.txt"
+    # Another seed of the split and another number of labels: the file counts.
+    flags = ("--split-file", split, "--split", 5, "--num-labels", 10)
+    assert train_here("--run-dir", directory, *flags) == 0
+    assert (directory / "labelled.txt").read_bytes() == split.read_bytes()
+    assert_same_network(directory, finished)
+
+
+def test_a_run_starts_from_the_network_of_another(tmp_path, train_here, finished, capsys):
+    network = finished / "network.safetensors"
+    # A learning rate of 0: the weights stay, and only batch norm's statistics are the new run's.
+    flags = ("--pretrained", network, "--stages", "1", "--stage1.lr", 0, "--seed", 1)
+    assert train_here("--run-dir", tmp_path / "run", *flags) == 0
+    weights, expected = load_file(tmp_path / "run" / "network.safetensors"), load_file(network)
+    assert weights.keys() == expected.keys()
+    kept = [name for name in expected if "running" not in name and "tracked" not in name]
+    assert len(kept) >= 4
+    assert all(torch.equal(weights[name], expected[name]) for name in kept)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path, train_here, capsys):
+    for name, content, message in (
+        ("other.safetensors", None, "do not fit this network: missing: "),
+        ("damaged.safetensors", b"damaged", "is damaged or of another format"),
+        ("damaged.pt", b"damaged", "is damaged"),
+    ):
+        path = tmp_path / name
+        if content is None:
+            save_file({"weight": torch.zeros(1)}, path)
+        else:
+            path.write_bytes(content)
+        assert train_here("--pretrained", path, "--run-dir", tmp_path / "run") == 2
+        error = capsys.readouterr().err
+        assert str(path) in error
+        assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+# --- the run directory
 
 
 def test_a_run_directory_that_holds_a_run_is_refused_without_resume(finished, train_here, capsys):
@@ -124,28 +247,30 @@ def test_a_run_directory_that_holds_a_run_is_refused_without_resume(finished, tr
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint.previous.pt", "results.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["checkpoint", "checkpoint.previous", "results.json", "metrics.jsonl"])
 @pytest.mark.parametrize("flags", [[], ["--resume"]])
 def test_a_run_of_an_unknown_configuration_is_refused_and_left_alone(
     name, flags, finished, tmp_path, train_here, capsys
 ):
-    content = (finished / name).read_bytes()
-    (tmp_path / name).write_bytes(content)
+    copy = shutil.copytree if (finished / name).is_dir() else shutil.copy
+    copy(finished / name, tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert train_here(*flags, "--run-dir", tmp_path) == 2
     error = capsys.readouterr().err
     assert f"{tmp_path} already holds a run ({name}) but no config.json" in error
     assert "restore config.json, or name another --run-dir" in error
-    assert os.listdir(tmp_path) == [name]
-    assert (tmp_path / name).read_bytes() == content
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_checkpoints_are_read_on_resuming_only(tmp_path, train_here, monkeypatch):
-    loaded = []
-    monkeypatch.setattr("r2d2fast.train.run.load_checkpoint", lambda directory: loaded.append(directory) or (None, []))
+    searched = []
+    monkeypatch.setattr(
+        "r2d2fast.train.run.find_checkpoint", lambda directory: searched.append(directory) or (None, [])
+    )
     assert train_here("--stages", "1", "--run-dir", tmp_path / "new") == 0
-    assert loaded == []
+    assert searched == []
     assert train_here("--stages", "1", "--resume", "--run-dir", tmp_path / "resumed") == 0
-    assert loaded == [tmp_path / "resumed"]
+    assert searched == [tmp_path / "resumed"]
 
 
 def test_resuming_with_another_configuration_names_what_differs(finished, train_here, capsys):
@@ -154,6 +279,12 @@ def test_resuming_with_another_configuration_names_what_differs(finished, train_
     assert "alpha is 0.1 there, 0.2 asked for; stage3.lr is 0.01 there, 0.5 asked for." in error
     assert "beta" not in error
     assert "--run-dir" in error
+
+
+def test_what_says_where_and_how_to_run_is_not_compared(finished, train_here, capsys):
+    flags = ("--device=cpu", "--workers=2", "--log-interval=7", "--checkpoint-minutes=3", "--data-dir=elsewhere")
+    assert train_here("--resume", "--run-dir", finished, *flags, "--profile", "--bank-storage=device") == 0
+    assert "finished" in capsys.readouterr().out
 
 
 def test_a_run_of_fewer_stages_is_another_run(tmp_path, train_here, capsys):
@@ -195,20 +326,43 @@ def test_a_run_directory_that_cannot_be_written_is_named(tmp_path, train_here, c
         assert "--run-dir" in error
 
 
-def test_a_full_disk_during_training_costs_nothing_but_the_wait(tmp_path, train_here, start_run, finished, capsys):
+# --- disks, divergence, ctrl-C
+
+
+# config.json has a kilobyte, a checkpoint 200.
+@pytest.mark.parametrize(("limit", "named"), [(500, "config.json"), (50_000, "checkpoint.tmp")])
+def test_a_full_disk_costs_nothing_but_the_wait(tmp_path, train_here, finished, capsys, limit, named):
     directory = tmp_path / "run"
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         assert train_here("--run-dir", directory) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     error = capsys.readouterr().err
-    assert f"cannot write {directory / 'checkpoint.pt'}: File too large" in error
+    assert f"cannot write {directory / named}: " in error
     assert "--resume" in error
     assert train_here("--run-dir", directory, "--resume") == 0
-    results = [json.loads((d / "results.json").read_text())["stages"] for d in (directory, finished)]
-    assert results[0] == results[1]
+    assert_same_run(directory, finished)
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_training(tmp_path, train_here, finished, capsys, monkeypatch):
+    directory = shutil.copytree(finished, tmp_path / "run")
+    for name in ("results.json", "network.safetensors", "labelled.txt"):
+        (directory / name).unlink()
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit, named in ((100, "labelled.txt"), (10_000, "curves.png"), (80_000, "network.safetensors")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            assert train_here("--run-dir", directory, "--resume") == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        error = capsys.readouterr().err
+        assert f"cannot write {directory / named}: File too large" in error
+        assert not (directory / "results.json").exists()
+    monkeypatch.setattr("r2d2fast.train.trainer.Trainer.run_epoch", lambda *_: pytest.fail("trained"))
+    assert train_here("--run-dir", directory, "--resume") == 0
+    assert_same_run(directory, finished)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_and_what_is_kept(tmp_path, train_here, capsys):
@@ -216,27 +370,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_and_what_is_kept
     assert train_here("--run-dir", directory, "--stage2.lrs", "1e30,1e30,1e30") == 1
     error = capsys.readouterr().err
     assert "the loss is nan in stage 2, epoch 0, step" in error
-    assert f"The last good checkpoint, after 4 epochs, is {directory / 'checkpoint.pt'}" in error
+    assert f"The last good checkpoint, after 4 epochs, is {directory / 'checkpoint'}." in error
     assert not (directory / "results.json").exists()
     assert len((directory / "metrics.jsonl").read_text().splitlines()) == 4
 
 
-def test_ctrl_c_ends_with_how_to_go_on(tmp_path, train_here, monkeypatch, capsys):
+def test_ctrl_c_ends_with_how_to_go_on(tmp_path, train_here, monkeypatch, finished, capsys):
     # In the background of a shell SIGINT is ignored; this process may run there, and should receive it all the same.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr("r2d2fast.train.run.append_metrics", lambda *_: signal.raise_signal(signal.SIGINT))
+    directory = tmp_path / "run"
     try:
-        assert train_here("--run-dir", tmp_path / "run") == 130
+        with monkeypatch.context() as patch:
+            patch.setattr("r2d2fast.train.metrics.Metrics.append", lambda *_: signal.raise_signal(signal.SIGINT))
+            assert train_here("--run-dir", directory) == 130
     finally:
         signal.signal(signal.SIGINT, handler)
     assert "interrupted; the same command with --resume goes on" in capsys.readouterr().err
+    assert train_here("--resume", "--run-dir", directory) == 0
+    assert_same_run(directory, finished)
+
+
+# --- what a run leaves and says
 
 
 def test_results_metrics_and_files_of_a_finished_run(finished):
     results = json.loads((finished / "results.json").read_text())
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
-    assert {"dataset", "split", "seed", "stages", "test_error", "seconds"} <= results.keys()
     assert (results["dataset"], results["split"], results["seed"], results["num_labels"]) == ("digits", 0, 0, 50)
+    assert results["bad_images"] == 0
+    assert results["versions"]["torch"] == torch.__version__
     assert [(entry["stage"], entry["epochs"]) for entry in results["stages"]] == [(1, 4), (2, 5), (3, 2)]
     # Of the last epoch each, whatever the best was; plain D2's is that of the epoch before the first reprediction.
     errors = [row["test_error"] for row in rows]
@@ -244,6 +406,10 @@ def test_results_metrics_and_files_of_a_finished_run(finished):
     assert results["stages"][1]["d2_test_error"] == errors[5]
     assert results["test_error"] == errors[10]
     assert results["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+    assert sum(entry["seconds"] for entry in results["stages"]) == pytest.approx(results["seconds"])
+    for entry, part in zip(results["stages"], (rows[:4], rows[4:9], rows[9:]), strict=True):
+        assert entry["images_per_second"] in [row["images_per_second"] for row in part]
+        assert 0 <= entry["outside_network"] < 1
     for row in rows:
         assert {"stage", "epoch", "lr", "train_loss", "test_error", "images_per_second", "seconds"} <= row.keys()
         assert ("pseudo_confidence" in row) == (row["stage"] == 2)
@@ -251,6 +417,8 @@ def test_results_metrics_and_files_of_a_finished_run(finished):
     for name in ("curves.png", "pseudo_labels.png"):
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
     assert json.loads((finished / "config.json").read_text())["stage2.repredict_epochs"] == [2, 4]
+    assert len((finished / "labelled.txt").read_text().splitlines()) == 50
+    assert not list(finished.rglob("*.tmp"))
 
 
 def test_lines_of_a_run_that_is_not_on_a_terminal(tmp_path, train_here, capsys):
@@ -262,7 +430,12 @@ def test_lines_of_a_run_that_is_not_on_a_terminal(tmp_path, train_here, capsys):
         "stage 2 epoch 5/5",
         "stage 3 epoch 2/2",
     ]
-    assert lines[-4].startswith("stage 1: test error")
+    for stage, line in enumerate(lines[-4:-1], start=1):
+        assert re.fullmatch(
+            rf"stage {stage}: test error \d+\.\d\d % after \d epochs( \(before R2 \d+\.\d\d %\))?; "
+            r"\d+ s, \d+ images/s, \d+ % of the time outside the network",
+            line,
+        )
     assert str(tmp_path / "run") in lines[-1]
 
 
@@ -270,3 +443,25 @@ def test_the_number_of_threads_is_left_alone(tmp_path, train_here):
     before = torch.get_num_threads()
     assert train_here("--stages", "1", "--run-dir", tmp_path / "run") == 0
     assert torch.get_num_threads() == before
+
+
+@pytest.fixture
+def deterministic_here(monkeypatch):
+    """Undoes what --deterministic does to a process."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # as the user's own
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_holds_for_the_whole_run(tmp_path, train_here, deterministic_here, monkeypatch):
+    on = []
+    append = "r2d2fast.train.metrics.Metrics.append"
+    monkeypatch.setattr(append, lambda *_: on.append(torch.are_deterministic_algorithms_enabled()))
+    assert train_here("--stages", "1", "--run-dir", tmp_path / "not") == 0
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert train_here("--deterministic", "--run-dir", tmp_path / "run") == 0
+    assert on == [False] * 4 + [True] * 11
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"  # the user's choice
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    assert train_here("--deterministic", "--stages", "1", "--run-dir", tmp_path / "other") == 0
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

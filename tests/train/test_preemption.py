@@ -43,7 +43,7 @@ def test_after_sigterm_the_next_pause_saves_and_stops_with_status_143():
         watched.pauses()
         signal.raise_signal(signal.SIGTERM)
         assert watched.saves == 0
-        with pytest.raises(PreemptedError, match="SIGTERM: stopped, with a checkpoint.*--resume") as error:
+        with pytest.raises(PreemptedError, match=r"SIGTERM: stopped, with a checkpoint.*--resume") as error:
             watched.pauses()
     assert error.value.status == 143
     assert watched.saves == 1
@@ -180,8 +180,8 @@ def test_checkpoints_within_epochs_are_those_asked_for_in_minutes(
     before_pause(a_minute_later)
     monkeypatch.setattr("r2d2fast.train.run.time", SimpleNamespace(monotonic=lambda: now))
     assert train_here("--run-dir", tmp_path / "run", "--stages", "1,2", "--checkpoint-minutes", "3.5") == 0
-    # Epochs of stage 1 pause after the step and after the evaluation: two minutes, and one checkpoint at the end of each. Those of
-    # stage 2 pause four times for steps and once for the evaluation, before epochs 4, 6 and 8 three times more for a prediction.
+    # Epochs of stage 1 pause after the step and after the evaluation: two minutes, and one checkpoint at the end of each.
+    # Those of stage 2 pause four times for steps and once for the evaluation; 4, 6 and 8 three times before for a prediction.
     assert saved == [
         *((epochs, 0) for epochs in (1, 2, 3, 4)),
         *((4, 1), (4, 4)),  # and none at the epoch's end, which is the next moment

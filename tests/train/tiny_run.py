@@ -31,7 +31,7 @@ def train_with_a_checkpoint_each_epoch(arguments):
 
 
 def kill_at_write(count):
-    """Let the process kill itself just before its ``count``-th operation on names of files: make, open to write, rename, remove."""
+    """Let the process kill itself just before its ``count``-th opening to write, making, renaming or removing of a file."""
     left = [count]
 
     def hook(event, arguments):

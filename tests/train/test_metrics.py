@@ -1,0 +1,200 @@
+"""What --tensorboard, --profile and --onnx write beside the results, and what they say where they cannot."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from same_run import assert_same_run
+
+from r2d2fast.train.errors import TrainingError
+from r2d2fast.train.metrics import Metrics
+from r2d2fast.train.profile import SKIPPED, TRACED, StepTracer
+from r2d2fast.train.schedule import Epoch
+
+ROWS = [
+    {"stage": 1, "epoch": 0, "repredicted": False, "test_error": 50.0, "pseudo_label_error": None},
+    {"stage": 2, "epoch": 0, "repredicted": True, "test_error": 12.5, "pseudo_label_error": 10.0},
+]
+
+
+def read(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").open()]
+
+
+def test_rows_are_added_to_those_of_the_epochs_done_and_other_lines_go(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 99}\n{"ep')
+    metrics = Metrics(tmp_path, ROWS[:1], tensorboard=False, writes=True)
+    assert read(tmp_path) == ROWS[:1]
+    metrics.append(ROWS[1])
+    assert read(tmp_path) == ROWS
+
+
+def test_a_rank_that_writes_nothing_leaves_the_file_alone(tmp_path):
+    Metrics(tmp_path, ROWS[:1], tensorboard=False, writes=False).append(ROWS[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_that_cannot_be_written_is_an_error_of_ours(tmp_path):
+    metrics = Metrics(tmp_path, [], tensorboard=False, writes=True)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(TrainingError, match=rf"cannot write {tmp_path}/metrics.jsonl: No space left.*--resume"):
+        metrics.append(ROWS[0])
+
+
+# --- TensorBoard
+
+
+def test_without_its_package_tensorboard_is_refused_before_anything_is_written(
+    tmp_path, train_here, capsys, monkeypatch
+):
+    monkeypatch.setattr("r2d2fast.train.run.find_spec", lambda name: None)
+    assert train_here("--tensorboard", "--run-dir", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert '--tensorboard: tensorboard is not installed; pip install "r2d2fast[tensorboard]"' in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_reads_every_metric_of_every_epoch(tmp_path, train_here, start_run):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    directory = tmp_path / "run"
+    # In two pieces: what the second writes follows on what the first did.
+    assert train_here("--tensorboard", "--run-dir", directory) == 0
+    (directory / "results.json").unlink()
+    shutil.rmtree(directory / "checkpoint")
+    assert train_here("--tensorboard", "--resume", "--run-dir", directory) == 0
+    events = EventAccumulator(str(directory)).Reload()
+    rows = read(directory)
+    for name in rows[5].keys() - {"stage", "epoch", "seconds", "images_per_second", "outside_network"}:
+        expected = {epoch: float(row[name]) for epoch, row in enumerate(rows) if row.get(name) is not None}
+        scalars = {event.step: event.value for event in events.Scalars(name)}
+        assert scalars == pytest.approx(expected, rel=1e-6), name
+
+
+def test_what_tensorboard_is_given(tmp_path, monkeypatch):
+    written = []
+    writer = SimpleNamespace(add_scalar=lambda *scalar: written.append(scalar), flush=lambda: written.append("flush"))
+    made = []
+    stub = SimpleNamespace(SummaryWriter=lambda *where, **options: made.append((where, options)) or writer)
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", stub)
+    metrics = Metrics(tmp_path, ROWS[:1], tensorboard=True, writes=True)
+    metrics.append(ROWS[1])
+    metrics.append(ROWS[0])
+    # Steps are epochs of the run; those from the first new one on are taken back.
+    assert made == [((str(tmp_path),), {"purge_step": 1})]
+    second = [("repredicted", True, 1), ("test_error", 12.5, 1), ("pseudo_label_error", 10.0, 1), "flush"]
+    assert written == [*second, ("repredicted", False, 2), ("test_error", 50.0, 2), "flush"]
+    Metrics(tmp_path, ROWS[:1], tensorboard=True, writes=False)
+    assert len(made) == 1
+
+
+# --- traces
+
+
+def steps_traced(path):
+    events = json.loads(path.read_text())["traceEvents"]
+    assert any(event.get("name") == "aten::convolution" for event in events)
+    assert any("ConvolutionBackward" in event.get("name", "") for event in events)
+    return sum(event.get("name") == "Optimizer.step#SGD.step" for event in events)
+
+
+def test_a_trace_of_a_few_steps_of_each_stage(tmp_path, train_here, finished):
+    directory = tmp_path / "run"
+    assert train_here("--profile", "--run-dir", directory) == 0
+    # Stage 1 has four steps in all, stage 3 six, of two epochs; three go by first.
+    for stage, steps in {1: 1, 2: TRACED, 3: 3}.items():
+        assert steps_traced(directory / f"trace-stage{stage}.json") == steps
+    assert_same_run(directory, finished)
+
+
+class Counted:
+    """In the place of PyTorch's profiler: between which steps it was on."""
+
+    def __init__(self, tracer, log):
+        self.tracer, self.log = tracer, log
+
+    def start(self):
+        self.log.append(("start", self.tracer.stage, self.tracer.steps))
+
+    def step(self):
+        self.log.append(("step", self.tracer.stage, self.tracer.steps))
+
+    def stop(self):
+        self.log.append(("stop", self.tracer.stage, self.tracer.steps))
+
+
+def test_predictions_and_evaluations_are_no_steps(tmp_path, monkeypatch):
+    log = []
+    tracer = StepTracer(tmp_path)
+    monkeypatch.setattr("torch.profiler.profile", lambda **_: Counted(tracer, log))
+    epochs = [Epoch(2, number, 4, 0.1, None, number == 0, False) for number in range(3)]
+    for epoch in epochs:
+        for step in (0, 0, 0, 1, 2, 3, 4, 4, 4):
+            tracer.reached(epoch, step)
+    steps = [("step", 2, number) for number in range(SKIPPED, SKIPPED + TRACED + 1)]
+    assert log == [("start", 2, SKIPPED - 1), *steps, ("stop", 2, SKIPPED + TRACED)]
+    tracer.close()
+    assert len(log) == len(steps) + 2
+
+
+def test_a_stage_that_ends_or_a_run_that_stops_writes_what_there_is(tmp_path, monkeypatch):
+    log = []
+    tracer = StepTracer(tmp_path)
+    monkeypatch.setattr("torch.profiler.profile", lambda **_: Counted(tracer, log))
+    for stage in (1, 2):
+        epoch = Epoch(stage, 0, 4, 0.1, None, False, True)
+        for step in range(1, 5):
+            tracer.reached(epoch, step)
+    assert log[:4] == [("start", 1, 2), ("step", 1, 3), ("step", 1, 4), ("stop", 1, 4)]
+    assert log[4:] == [("start", 2, 2), ("step", 2, 3), ("step", 2, 4)]
+    tracer.close()
+    assert log[7:] == [("stop", 2, 4)]
+
+
+def test_without_the_flag_there_is_no_trace(finished):
+    assert list(finished.glob("trace*")) == []
+
+
+# --- ONNX
+
+
+def test_without_its_packages_onnx_is_refused_before_anything_is_written(tmp_path, train_here, capsys, monkeypatch):
+    monkeypatch.setattr("r2d2fast.train.run.find_spec", lambda name: None if name == "onnxscript" else name)
+    assert train_here("--onnx", "--run-dir", tmp_path / "run") == 2
+    assert '--onnx: onnxscript is not installed; pip install "r2d2fast[onnx]"' in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("again", [[], ["--onnx"]])
+def test_an_export_that_fails_costs_no_training(again, tmp_path, train_here, finished, capsys, monkeypatch):
+    directory = tmp_path / "run"
+    monkeypatch.setattr("r2d2fast.train.run.find_spec", lambda name: name)
+
+    def fail(model, shape):
+        raise RuntimeError("no such operator\nand much more")
+
+    monkeypatch.setattr("r2d2fast.train.run.export_onnx", fail)
+    assert train_here("--onnx", "--run-dir", directory) == 1
+    error = capsys.readouterr().err
+    assert "--onnx: the export failed: RuntimeError('no such operator" in error
+    assert str(directory / "network.safetensors") in error
+    assert "--resume" in error
+    assert not (directory / "results.json").exists()
+    monkeypatch.setattr("r2d2fast.train.run.export_onnx", lambda model, shape: f"{shape}".encode())
+    monkeypatch.setattr("r2d2fast.train.trainer.Trainer.run_epoch", lambda *_: pytest.fail("trained"))
+    assert train_here("--resume", "--run-dir", directory, *again) == 0
+    assert_same_run(directory, finished)
+    if again:
+        assert (directory / "network.onnx").read_bytes() == b"(1, 8, 8)"
+    else:
+        assert not (directory / "network.onnx").exists()
+
+
+def test_onnx_is_written_at_the_end(tmp_path, train_here):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    assert train_here("--onnx", "--stages", "1", "--run-dir", tmp_path / "run") == 0
+    onnx.checker.check_model(onnx.load(tmp_path / "run" / "network.onnx"))
