@@ -63,9 +63,13 @@ def check_values(config: Config, image_side: int, ranks: int) -> None:
 def check_schedule(config: Config, labelled: int, unlabelled: int, ranks: int) -> None:
     """Raise ConfigError where numbers do not fit one another, or so many samples and processes."""
     one, two = config.stage1, config.stage2
-    if config.stages not in ((1,), (1, 2), (1, 2, 3)):
+    from_one, from_two = ((1,), (1, 2), (1, 2, 3)), ((2,), (2, 3))
+    if config.stages not in from_one and not (config.pretrained and config.stages in from_two):
         asked = ",".join(map(str, config.stages))
-        raise ConfigError(f"--stages {asked}: accepted are 1, 1,2 and 1,2,3; each stage starts from the one before")
+        raise ConfigError(
+            f"--stages {asked}: accepted are 1, 1,2 and 1,2,3, and with --pretrained 2 and 2,3; "
+            "each stage starts from the network of the one before"
+        )
     if one.cosine_epochs < one.epochs:
         raise ConfigError(
             f"--stage1.cosine-epochs {one.cosine_epochs}: must be at least --stage1.epochs, {one.epochs}, "

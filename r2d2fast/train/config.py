@@ -61,6 +61,9 @@ class Stage2:
     """Epochs, counted from 0 in the stage, before which the network predicts all pseudo-logits anew; comma separated,
     an empty word for plain D2."""
 
+    repredict: bool
+    """Whether the network predicts at --stage2.repredict-epochs; without, only the learning rate changes there (paper, Table 1)."""
+
     lrs: Numbers
     """Learning rates, comma separated: before the first reprediction, then from each reprediction on."""
 
@@ -112,7 +115,8 @@ class Config:
     """Labelled samples in all, the same number of each class; 0 takes every label there is."""
 
     stages: Integers = (1, 2, 3)
-    """Stages to run, comma separated: 1, 1,2 or 1,2,3 (each starts from the network of the one before)."""
+    """Stages to run, comma separated: 1, 1,2 or 1,2,3 (each starts from the network of the one before). With the network of a
+    run of stage 1 as --pretrained also 2 or 2,3, which go on as if they had run stage 1 themselves."""
 
     run_dir: Path | None = None
     """The run's own directory, for results, curves and checkpoints. Default: runs/DATASET-labelsN-splitN-seedN."""

@@ -67,6 +67,7 @@ _CIFAR10: Settings = {
     "stage2.unlabelled_batch": (384, REFERENCE),
     "stage2.labelled_batch": (128, REFERENCE),
     "stage2.repredict_epochs": ((300, 375, 450, 525), REFERENCE),
+    "stage2.repredict": (True, PAPER),
     "stage2.lrs": ((0.12, 0.12, 0.08, 0.04, 0.004), REFERENCE),
     "stage3.epochs": (50, REFERENCE),
     "stage3.batch": (512, REFERENCE),

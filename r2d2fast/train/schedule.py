@@ -52,7 +52,7 @@ def make_schedule(config: Config, labelled: int, unlabelled: int, ranks: int = 1
             schedule.append(Epoch(1, e, steps, one.lr, one.cosine_epochs, False, e == one.epochs - 1))
     if 2 in config.stages:
         for e in range(two.epochs):
-            predicts = e == 0 or e in two.repredict_epochs
+            predicts = e == 0 or (two.repredict and e in two.repredict_epochs)
             lr = two.lrs[sum(e >= start for start in two.repredict_epochs)]
             steps = mixed_steps(unlabelled, two.unlabelled_batch, ranks)
             schedule.append(Epoch(2, e, steps, lr, None, predicts, e == two.epochs - 1))

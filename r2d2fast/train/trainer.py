@@ -19,6 +19,7 @@ from r2d2fast.train.precision import DTYPES, Precision
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.schedule import Epoch, make_schedule
 from r2d2fast.train.stopwatch import Stopwatch
+from r2d2fast.train.theorems import TheoremMetrics
 
 EVALUATION_BATCH = 512
 # With so many classes the paper gives the top-5 error, too.
@@ -61,6 +62,9 @@ class Trainer:
         check_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count)
         self.schedule = make_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count)
         self.batches = Batches(self.labelled, self.unlabelled, config.seed, ranks.rank, ranks.count)
+        # What is random in an epoch depends on its number in a run of all stages, so that stages 2 and 3 do the same after a
+        # stage 1 of their own and after that of another run.
+        self._first = 0 if 1 in config.stages else config.stage1.epochs
         self.rows: list[dict[str, Any]] = []
         self._losses = torch.zeros(0)
 
@@ -80,6 +84,7 @@ class Trainer:
         )
         assert self.d2_loss.statistics is not None
         self.statistics = self.d2_loss.statistics
+        self.theorems = TheoremMetrics(self.bank, config.alpha, config.beta, config.class_loss)
         self._begin_epoch()
 
     # ------------------------------------------------------------------------------------------- an epoch
@@ -116,7 +121,7 @@ class Trainer:
         }
         if epoch.stage == 2:
             self.ranks.sum_(self.statistics)
-            row |= self.d2_loss.read_statistics()
+            row |= self.d2_loss.read_statistics() | self.theorems.read(self.ranks)
         # From the end of the epoch before, so that their sum counts predictions and checkpoints too.
         row["seconds"] = self._seconds()
         self.rows.append(row)
@@ -142,7 +147,7 @@ class Trainer:
             pause()
 
     def _train_step(self, epoch: Epoch, images: Tensor, index: Tensor, total: int, loss_function: LossFunction) -> None:
-        self._seed(fold(self.config.seed, len(self.rows), self.step, self.ranks.rank))
+        self._seed(fold(self.config.seed, self._first + len(self.rows), self.step, self.ranks.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = epoch.lr(self.step)
         self._watch.next_step()
@@ -163,7 +168,7 @@ class Trainer:
 
     def order(self, epoch: Epoch) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Batches of an epoch: sample numbers and draw numbers of this rank, size of the global batch."""
-        config, number = self.config, len(self.rows)
+        config, number = self.config, self._first + len(self.rows)
         if epoch.stage == 1:
             return self.batches.shuffled(self.labelled, config.stage1.batch, number)
         if epoch.stage == 3:
@@ -189,7 +194,11 @@ class Trainer:
     def _d2(self, logits: Tensor, index: Tensor, total: int) -> tuple[Tensor, Tensor]:
         self.d2_loss.normalizer = total / self.ranks.count
         self.d2_loss.update_normalizer = float(total)
-        return self.d2_loss.step(logits, self._local[index], self.precision.scale())
+        local = self._local[index]
+        loss, grad = self.d2_loss.step(logits, local, self.precision.scale())
+        if self.step == len(self._losses) - 1:
+            self.theorems.measure(logits, local)
+        return loss, grad
 
     # ------------------------------------------------------------------------------------------- between epochs
 
@@ -205,6 +214,7 @@ class Trainer:
             if not torch.isfinite(logits).all():
                 raise DivergenceError(f"predicted logits are not finite after {len(self.rows)} epochs; {DIVERGED}")
             self.bank.predict_(index, logits)
+        self.theorems.predicted()
 
     def test_errors(self, pause: Callable[[], None] = lambda: None) -> dict[str, float]:
         """``test_error`` on the test images, in percent; with many classes ``test_error_top5``, too."""
@@ -259,6 +269,7 @@ class Trainer:
             "network": self.model.state_dict(),
             "momentum": momentum,
             "bank": self.ranks.shard(self.bank.pseudo_logits, rows),
+            "bank_sums": self.ranks.shard(self.theorems.sums, (len(self.unlabelled), 1)),
         }
 
     def values(self) -> dict[str, Any]:
@@ -268,6 +279,7 @@ class Trainer:
             "step": self.step,
             "losses": self._mean_losses().tolist(),
             "statistics": self.ranks.gather(self.statistics).tolist(),
+            "theorems": self.ranks.gather(self.theorems.measured).tolist(),
             "seconds": self._seconds(),
             "updates": int(self.bank.step),
             "scaler": self.precision.scaler.state_dict(),
@@ -280,10 +292,11 @@ class Trainer:
         # On another number of ranks an epoch can be a step or two shorter.
         self.step = min(values["step"], len(self._losses))
         self._losses[: self.step] = torch.tensor(values["losses"][: self.step])
-        statistics = torch.tensor(values["statistics"], dtype=torch.float64)
-        if len(statistics) != self.ranks.count:
-            statistics = torch.cat([statistics.sum(0, True), torch.zeros(self.ranks.count - 1, statistics.shape[1])])
-        self.statistics.copy_(statistics[self.ranks.rank])
+        for name, sums in (("statistics", self.statistics), ("theorems", self.theorems.measured)):
+            saved = torch.tensor(values[name], dtype=torch.float64)
+            if len(saved) != self.ranks.count:
+                saved = torch.cat([saved.sum(0, True), torch.zeros(self.ranks.count - 1, saved.shape[1])])
+            sums.copy_(saved[self.ranks.rank])
         self._spent = values["seconds"]
         self.bank.step.fill_(values["updates"])
         if values["scaler"]:  # not if auto was another precision on the machine before
@@ -308,9 +321,9 @@ class Trainer:
         return self._spent + time.perf_counter() - self._began
 
     def _last_prediction(self) -> int:
-        """The position in the schedule of the last prediction up to now, 0 if there was none."""
+        """The number in the run of the epoch with the last prediction up to now, 0 if there was none."""
         done = self.schedule[: len(self.rows) + 1]
-        return max((position for position, epoch in enumerate(done) if epoch.predicts), default=0)
+        return max((number for number, epoch in enumerate(done, self._first) if epoch.predicts), default=0)
 
     def _own(self, prediction: int) -> None:
         """Take over this rank's part of the unlabelled samples: row i of the bank is the i-th of them.

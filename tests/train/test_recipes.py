@@ -52,6 +52,7 @@ CIFAR10 = {
     "stage2.unlabelled_batch": 384,
     "stage2.labelled_batch": 128,
     "stage2.repredict_epochs": (300, 375, 450, 525),
+    "stage2.repredict": True,
     "stage2.lrs": (0.12, 0.12, 0.08, 0.04, 0.004),
     "stage3.epochs": 50,
     "stage3.batch": 512,
