@@ -77,12 +77,13 @@ def _triton() -> str:
 def _cpu() -> str:
     sets = ", ".join(native.cpu.module.instruction_sets()) if native.cpu.module else "kernels not built"
     return (
-        f"{_cpu_model()}, {os.cpu_count()} logical CPUs, {torch.get_num_threads()} threads used; "
+        f"{cpu_model()}, {os.cpu_count()} logical CPUs, {torch.get_num_threads()} threads used; "
         f"kernels for: {sets}; PyTorch uses {torch.backends.cpu.get_cpu_capability()}"
     )
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,7 +1,6 @@
 """A whole run: epoch after epoch, with metrics, checkpoints, results and pictures in the run directory."""
 
 import math
-import platform
 import time
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -9,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from r2d2fast.models import export_onnx, export_safetensors
@@ -23,6 +21,8 @@ from r2d2fast.train.pictures import draw_curves, draw_pseudo_labels
 from r2d2fast.train.preemption import Pauses
 from r2d2fast.train.profile import StepTracer
 from r2d2fast.train.progress import Reporter
+from r2d2fast.train.provenance import machine, versions
+from r2d2fast.train.pseudo_labels import Moment, save_pseudo_labels
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.sources import load_data
 from r2d2fast.train.trainer import Trainer
@@ -52,7 +52,7 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
     if config.resume:
         _resume(trainer, directory, console)
     _train(trainer, directory, console)
-    results = summarize(config, trainer.rows)
+    results = summarize(config, trainer.rows) | {"machine": machine(ranks), "versions": versions()}
     # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
     ranks.first(lambda: _finish(trainer, directory, results))
     return results
@@ -105,13 +105,19 @@ def _train(trainer: Trainer, directory: Path, console: Console) -> None:
             reporter.stepped(trainer.step)
             pauses()
 
+        def predicted() -> None:
+            epoch = trainer.schedule[len(trainer.rows)]
+            save_pseudo_labels(trainer, directory, Moment(epoch.stage, epoch.epoch, "predicted"))
+
         for epoch in trainer.schedule[len(trainer.rows) :]:
             try:
-                row = trainer.run_epoch(pause)
+                row = trainer.run_epoch(pause, predicted)
             except DivergenceError as error:
                 raise TrainingError(f"{error} {saver.last()}") from error
             metrics.append(row)
             reporter.epoch_ended(epoch, row)
+            if epoch.stage == 2 and epoch.last:
+                save_pseudo_labels(trainer, directory, Moment(epoch.stage, epoch.epoch + 1, "learned"))
             if ranks.largest(epoch.last or saver.due()):
                 saver.save()
 
@@ -161,7 +167,7 @@ def _finish(trainer: Trainer, directory: Path, results: dict[str, Any]) -> None:
 
 
 def summarize(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The contents of ``results.json``: errors in percent, each of the last epoch of its stage, never of the best."""
+    """What ``results.json`` says of the run itself: errors in percent, each of the last epoch of its stage, never of the best."""
     stages = []
     for stage in config.stages:
         of_stage = [row for row in rows if row["stage"] == stage]
@@ -188,5 +194,4 @@ def summarize(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         **{name: value for name, value in rows[-1].items() if name.startswith("test_error")},
         "seconds": sum(row["seconds"] for row in rows),
         "bad_images": rows[-1]["bad_images"],
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }

@@ -89,9 +89,12 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------- an epoch
 
-    def run_epoch(self, pause: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    def run_epoch(
+        self, pause: Callable[[], None] = lambda: None, predicted: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
         """Train what is left of the next epoch of the schedule; its metrics, which are added to ``rows``.
 
+        ``predicted`` is called after a prediction, before the first step changes what it gave the bank.
         ``pause`` is called again and again, wherever :meth:`state_dict` may be; if it raises, another trainer can go on from
         there. Raises DivergenceError, with the epoch and step, for a loss that is not finite.
         """
@@ -102,6 +105,7 @@ class Trainer:
                 self.optimizer = self._make_optimizer()
             if epoch.predicts:
                 self.predict(pause)
+                predicted()
         order = list(self.order(epoch))[self.step :]
         began = time.perf_counter()
         self.train(epoch, order, pause)
@@ -237,6 +241,16 @@ class Trainer:
         self.ranks.sum_(labels)
         labels[self.labelled.to(labels.device)] = self.labels[self.labelled].to(labels.device)
         return labels
+
+    def pseudo_confidence(self) -> Tensor:
+        """float32 ``[M]``, the same on every rank: the largest probability of the pseudo-label, 1 for a labelled sample."""
+        confidence = torch.zeros(len(self.labels), device=self.ranks.device)
+        own = self._samples[: len(self.bank.pseudo_logits)].to(confidence.device)
+        for samples, rows in zip(_pieces(own), _pieces(self.bank.pseudo_logits), strict=True):
+            confidence[samples] = rows.to(confidence.device).float().softmax(1).amax(1)
+        self.ranks.sum_(confidence)
+        confidence[self.labelled.to(confidence.device)] = 1
+        return confidence
 
     def pseudo_label_error(self) -> float | None:
         """Error of the unlabelled samples' pseudo-labels (argmax) against the true labels, in percent, where those are known."""
