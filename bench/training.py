@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     about["load average at the end"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
 
     print("\n".join(f"- {key}: {value}" for key, value in about.items()), end="\n\n")
-    print("Share of a D2 step outside the network's forward and backward passes; one thread.", end="\n\n")
+    print("Share of a D2 step outside the network's passes and its optimizer; one thread.", end="\n\n")
     table = [(name, f"{100 * share:.1f} %", f"≤ {100 * MOST_OUTSIDE[name]:.0f} %") for name, share in outside.items()]
     print(markdown(("network", "outside", "target"), table), end="\n\n")
     print(f"Against a plain loop, small network, batches of 384 + 128; target ≥ {FASTER_THAN_PLAIN}.", end="\n\n")

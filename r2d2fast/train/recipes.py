@@ -123,8 +123,8 @@ _RECIPES: dict[str, Settings] = {
     | {
         "num_labels": (1000, PAPER),
         "backbone": ("convlarge", PAPER),
-        "translate": (2, PAPER),
-        "flip": (False, PAPER),
+        "translate": (2, OURS),
+        "flip": (False, OURS),
         "stage1.batch": (100, OURS),
         "stage1.lr": (0.05, OURS),
     },
