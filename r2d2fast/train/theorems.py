@@ -14,9 +14,9 @@ class TheoremMetrics:
     """Measures on one batch an epoch, and the whole bank's sums, how far theory and training agree. No host waits for a device
     but in :meth:`read`.
 
-    Theorem 1: where training has converged, p̃_n = exp(−L/α) p̂_n^(1 − β/α) for the class n of the largest prediction, L = αL_c + βL_e
-    being the sample's own loss; it is about the class loss KL(p̂‖p̃) only. Theorem 2: then p̃_n ≤ p̂_n, pseudo-labels are flatter than
-    predictions. Eq. 13: no update changes Σ_j ỹ_j.
+    Theorem 1: where training has converged, p̃_n = exp(−L/α) p̂_n^(1 − β/α) for the class n of the largest prediction, with the
+    sample's own loss L = αL_c + βL_e; it is about the class loss KL(p̂‖p̃) only. Theorem 2: then p̃_n ≤ p̂_n, pseudo-labels are
+    flatter than predictions. Eq. 13: no update changes Σ_j ỹ_j.
 
     Args:
         bank: of this rank.
@@ -24,8 +24,8 @@ class TheoremMetrics:
 
     Attributes:
         sums: float64 ``[U, 1]``, Σ_j ỹ_j of each row at the last prediction. State of the run, as the bank's rows are.
-        measured: float64 ``[3]``, of the batches measured since the last :meth:`read`: unlabelled rows, sum of the gaps to Theorem 1,
-            rows for which p̃_n ≤ p̂_n. State of the run.
+        measured: float64 ``[3]``, of the batches measured since the last :meth:`read`: unlabelled rows, sum of their gaps to
+            Theorem 1, rows for which p̃_n ≤ p̂_n. State of the run.
     """
 
     def __init__(self, bank: PseudoLabelBank, alpha: float, beta: float, class_loss: str) -> None:

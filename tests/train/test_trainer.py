@@ -526,7 +526,8 @@ def loaded(config, state):
     trainer.load_values(json.loads(values))
     targets = trainer.tensors()
     assert targets.keys() == tensors.keys()
-    targets["bank"].copy_(tensors["bank"])
+    for name in ("bank", "bank_sums"):
+        targets[name].copy_(tensors[name])
     for name in ("network", "momentum"):
         assert targets[name].keys() == tensors[name].keys()
         for key, target in targets[name].items():
