@@ -1,10 +1,8 @@
 """What an epoch does, on a small synthetic data set."""
 
 import itertools
-import json
 import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -13,21 +11,16 @@ from torch.nn import functional as F
 
 from r2d2fast import reference
 from r2d2fast.data import Batches
-from r2d2fast.models import make_model
 from r2d2fast.models.batch_norm import GroupedBatchNorm2d
 from r2d2fast.train import trainer as trainer_module
 from r2d2fast.train.errors import ConfigError, DivergenceError
-from r2d2fast.train.ranks import Ranks
-from r2d2fast.train.trainer import Trainer
 from tests.train.small_data import (
     CONFIG,
     EPOCHS,
     STEPS,
-    TIMES,
     all_images,
     assert_same_run,
     dataset,
-    labels_of_split,
     make_trainer,
     pseudo_logits,
     rows_without_times,
@@ -317,101 +310,6 @@ def test_a_partition_that_is_not_the_first_is_taken_over_where_a_measurement_beg
     assert (trainer._local >= 0).sum() == 56 + 8
 
 
-# --- metrics --------------------------------------------------------------------------------------------------------
-
-
-def test_errors_are_percentages_of_wrong_test_images_and_of_wrong_pseudo_labels():
-    trainer = trainer_after(5)
-    trainer.model.eval()
-    with torch.no_grad():
-        wrong = trainer.model(all_images(trainer.data.test)).argmax(1) != trainer.data.test_labels
-    assert trainer.rows[-1]["test_error"] == pytest.approx(100 * wrong.double().mean().item())
-    wrong = pseudo_logits(trainer).argmax(1) != trainer.data.train_labels[trainer.unlabelled]
-    assert trainer.rows[-1]["pseudo_label_error"] == pytest.approx(100 * wrong.double().mean().item())
-    assert 0 < trainer.rows[0]["test_error"] <= 100
-    assert [row["pseudo_label_error"] is None for row in trainer.rows] == [True, True, False, False, False]
-    assert not any("test_error_top5" in row for row in trainer.rows)
-
-
-def test_true_labels_that_nobody_knows_are_left_out_of_the_pseudo_labels_error():
-    data = dataset()
-    known = torch.zeros(120, dtype=torch.bool)
-    trainer = make_trainer(data=data)
-    known[trainer.unlabelled[:10]] = True
-    some = make_trainer(data=replace(data, train_labels=data.train_labels.where(known, -1)))
-    none = make_trainer(data=replace(data, train_labels=torch.full((120,), -1)))
-    for _ in range(3):
-        rows = [one.run_epoch() for one in (trainer, some, none)]
-    wrong = pseudo_logits(trainer)[:10].argmax(1) != data.train_labels[trainer.unlabelled[:10]]
-    assert rows[1]["pseudo_label_error"] == pytest.approx(100 * wrong.double().mean().item())
-    assert rows[2]["pseudo_label_error"] is None
-    assert rows[0]["train_loss"] == rows[1]["train_loss"] == rows[2]["train_loss"]
-
-
-@pytest.mark.parametrize("classes", [199, 200])
-def test_from_200_classes_on_there_is_a_top_5_error(classes):
-    data = dataset(classes)
-    trainer = Trainer(replace(CONFIG, stages=(1,)), data, labels_of_split(), Ranks())
-    with torch.no_grad():
-        trainer.model[-1].weight.copy_(torch.randn(classes, 64))
-    trainer.model.eval()
-    with torch.no_grad():
-        logits = trainer.model(all_images(data.test))
-    # In the first three test images the true class comes first, fifth, sixth.
-    labels = logits.argsort(1, descending=True)[torch.arange(40), torch.tensor([0, 4, 5] + [classes - 1] * 37)]
-    trainer.data = replace(data, test_labels=labels)
-    errors = trainer.test_errors()
-    assert errors == {"test_error": 97.5} | ({"test_error_top5": 95.0} if classes == 200 else {})
-
-
-def test_a_rank_without_test_images_has_nothing_to_say(monkeypatch):
-    trainer = make_trainer()
-    monkeypatch.setattr(Ranks, "part", lambda self, size: slice(0, 0))
-    assert trainer.test_errors() == {"test_error": 100.0}  # of the other ranks' sums, which are 0 here
-
-
-def test_errors_are_those_of_all_images_in_as_many_batches_as_it_takes(monkeypatch):
-    trainer = trainer_after(2)
-    whole = trainer.test_errors()
-    for size in (7, 40, 1):
-        monkeypatch.setattr(trainer_module, "EVALUATION_BATCH", size)
-        assert trainer.test_errors() == whole
-
-
-def test_statistics_are_those_of_their_own_epoch():
-    trainer = trainer_after(6)
-    rows = [row for row in trainer.rows if row["stage"] == 2]
-    # 112 unlabelled samples, four whole batches of 24: each epoch counts its own.
-    assert [row["rows"] for row in rows] == [96] * 4
-    assert "rows" not in trainer.rows[0]
-
-
-def test_statistics_are_of_the_unlabelled_samples_of_the_epoch():
-    # Pseudo-logits that are not learned, and batches that leave none of the 112 unlabelled samples out.
-    config = replace(CONFIG, label_lr=0.0, stage2=replace(CONFIG.stage2, unlabelled_batch=28))
-    trainer = trainer_after(3, config)
-    confidence = pseudo_logits(trainer).softmax(1).max(1).values.mean().item()
-    assert trainer.rows[-1]["rows"] == 112
-    assert trainer.rows[-1]["pseudo_confidence"] == pytest.approx(confidence, rel=1e-5)
-    assert {"class_loss", "entropy", "prediction_confidence", "agreement", "skipped"} <= trainer.rows[-1].keys()
-
-
-def test_images_that_could_not_be_decoded_are_counted():
-    trainer = make_trainer()
-    assert trainer.run_epoch()["bad_images"] == 0
-    trainer.data.train.bad_images |= {"a.jpg": "truncated", "b.jpg": "empty"}
-    assert trainer.run_epoch()["bad_images"] == 2
-
-
-def test_times_of_an_epoch_are_positive_and_of_the_whole_of_it():
-    trainer = trainer_after(3)
-    for row in trainer.rows:
-        assert 0 < row["seconds"] < 60
-        assert 0 < row["outside_network"] < 1
-        images = 8 if row["stage"] == 1 else 4 * 29
-        assert row["images_per_second"] > images / row["seconds"]
-
-
 # --- backbones and their batch norm ---------------------------------------------------------------------------------
 
 
@@ -472,143 +370,3 @@ def test_predicted_logits_that_are_not_finite_leave_the_bank_alone():
     with pytest.raises(DivergenceError, match="predicted logits are not finite after 4 epochs"):
         trainer.run_epoch()
     assert torch.equal(trainer.bank.pseudo_logits, before)
-
-
-# --- nothing random but the seed, nothing lost ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def dropout(monkeypatch):
-    """A network with random numbers in it, as ConvLarge and Shake-Shake have them."""
-
-    def make(*arguments, **options):
-        network = make_model(*arguments, **options)
-        return nn.Sequential(*network[:-1], nn.Dropout(0.3), network[-1])
-
-    monkeypatch.setattr(trainer_module, "make_model", make)
-
-
-@pytest.mark.usefixtures("dropout")
-def test_training_depends_on_no_random_state_but_its_own():
-    first = trainer_after(EPOCHS)
-    torch.manual_seed(777)
-    second = make_trainer()
-    torch.manual_seed(888)
-    while len(second.rows) < EPOCHS:
-        second.run_epoch(lambda: torch.rand(3))  # others draw between the steps
-    assert_same_run(first, second)
-
-
-@pytest.mark.usefixtures("dropout")
-def test_another_seed_is_another_run():
-    first, second = (trainer_after(3, replace(CONFIG, seed=seed)) for seed in (0, 1))
-    for before, after in zip(first.rows, second.rows, strict=True):
-        assert before["train_loss"] != after["train_loss"]
-
-
-class Stopped(Exception):
-    pass
-
-
-def saved(trainer):
-    """What a checkpoint holds: values by way of JSON, tensors copied."""
-    tensors = trainer.tensors()
-    copies = {
-        name: {key: value.clone() for key, value in part.items()} if isinstance(part, dict) else part.clone()
-        for name, part in tensors.items()
-    }
-    return json.dumps(trainer.values()), copies
-
-
-def loaded(config, state):
-    values, tensors = state
-    trainer = make_trainer(config)
-    trainer.load_values(json.loads(values))
-    targets = trainer.tensors()
-    assert targets.keys() == tensors.keys()
-    for name in ("bank", "bank_sums"):
-        targets[name].copy_(tensors[name])
-    for name in ("network", "momentum"):
-        assert targets[name].keys() == tensors[name].keys()
-        for key, target in targets[name].items():
-            target.copy_(tensors[name][key])
-    return trainer
-
-
-def stopped_at(pause, config):
-    """The state at the ``pause``-th pause of a run, from 0, and where it is; None if there are not so many."""
-    trainer = make_trainer(config)
-    passed = itertools.count()
-
-    def stop():
-        if next(passed) == pause:
-            raise Stopped
-
-    try:
-        while len(trainer.rows) < len(trainer.schedule):
-            trainer.run_epoch(stop)
-    except Stopped:
-        return saved(trainer), (len(trainer.rows), trainer.step)
-    return None
-
-
-KINDS = {
-    "float32": {},
-    "bank of 16 bits": {"bank_dtype": "bfloat16"},
-    "pseudo-labels kept for stage 3": {"stage3": replace(CONFIG.stage3, hard_labels="pseudo")},
-    "float16": {"precision": "float16"},
-}
-# At first: steps are skipped until it has come down, in stage 2.
-OVERFLOWING = 2.0**26
-
-
-@pytest.mark.usefixtures("dropout")
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_stopped_at_any_pause_goes_on_to_the_same_bits(kind, monkeypatch):
-    """At every step, and in the middle of every prediction and evaluation, which are made in batches of 32 here."""
-    monkeypatch.setattr(trainer_module, "EVALUATION_BATCH", 32)
-    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=OVERFLOWING))
-    config = replace(CONFIG, **KINDS[kind])
-    whole = trainer_after(EPOCHS, config)
-    assert kind != "float16" or 1 < whole.precision.scaler.get_scale() < OVERFLOWING
-    # All pauses of the first kind; of the others each fifth.
-    every = 1 if kind == "float32" else 5
-    places = []
-    for pause in itertools.count(0, every):
-        stopped = stopped_at(pause, config)
-        if stopped is None:
-            break
-        state, place = stopped
-        places.append(place)
-        resumed = loaded(config, state)
-        assert (len(resumed.rows), resumed.step) == place
-        run_all(resumed)
-        assert_same_run(resumed, whole)
-    predictions = 3 if kind != "pseudo-labels kept for stage 3" else 2
-    pauses = STEPS + 4 * predictions + 2 * EPOCHS
-    assert len(places) == -(-pauses // every)
-    if every == 1:
-        steps = {(epoch.stage, epoch.epoch): epoch.steps for epoch in whole.schedule}
-        assert set(places) >= {(n, step) for n, count in enumerate(steps.values()) for step in range(1, count + 1)}
-
-
-@pytest.mark.usefixtures("dropout")
-def test_saving_changes_nothing():
-    whole, often = trainer_after(EPOCHS), make_trainer()
-    while len(often.rows) < EPOCHS:
-        often.run_epoch(lambda: saved(often))
-    assert_same_run(often, whole)
-
-
-def test_seconds_of_an_epoch_include_those_before_it_was_stopped():
-    (values, tensors), _ = stopped_at(3, CONFIG)
-    earlier = json.loads(values) | {"seconds": 1000.0}
-    row = loaded(CONFIG, (json.dumps(earlier), tensors)).run_epoch()
-    assert 1000 < row["seconds"] < 1010
-    assert row["images_per_second"] > 1  # of this process alone
-
-
-def test_a_row_of_metrics_is_plain_values_for_json():
-    trainer = trainer_after(EPOCHS)
-    assert json.loads(json.dumps(trainer.rows)) == trainer.rows
-    assert all(name in row for row in trainer.rows for name in TIMES)

@@ -1,0 +1,153 @@
+"""A run depends on nothing random but its seed, and on nothing that its state does not hold."""
+
+import itertools
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from r2d2fast.models import make_model
+from r2d2fast.train import trainer as trainer_module
+from tests.train.small_data import (
+    CONFIG,
+    EPOCHS,
+    STEPS,
+    assert_same_run,
+    make_trainer,
+    run_all,
+    trainer_after,
+)
+
+
+@pytest.fixture
+def dropout(monkeypatch):
+    """A network with random numbers in it, as ConvLarge and Shake-Shake have them."""
+
+    def make(*arguments, **options):
+        network = make_model(*arguments, **options)
+        return nn.Sequential(*network[:-1], nn.Dropout(0.3), network[-1])
+
+    monkeypatch.setattr(trainer_module, "make_model", make)
+
+
+@pytest.mark.usefixtures("dropout")
+def test_training_depends_on_no_random_state_but_its_own():
+    first = trainer_after(EPOCHS)
+    torch.manual_seed(777)
+    second = make_trainer()
+    torch.manual_seed(888)
+    while len(second.rows) < EPOCHS:
+        second.run_epoch(lambda: torch.rand(3))  # others draw between the steps
+    assert_same_run(first, second)
+
+
+@pytest.mark.usefixtures("dropout")
+def test_another_seed_is_another_run():
+    first, second = (trainer_after(3, replace(CONFIG, seed=seed)) for seed in (0, 1))
+    for before, after in zip(first.rows, second.rows, strict=True):
+        assert before["train_loss"] != after["train_loss"]
+
+
+class Stopped(Exception):
+    pass
+
+
+def saved(trainer):
+    """What a checkpoint holds: values by way of JSON, tensors copied."""
+    tensors = trainer.tensors()
+    copies = {
+        name: {key: value.clone() for key, value in part.items()} if isinstance(part, dict) else part.clone()
+        for name, part in tensors.items()
+    }
+    return json.dumps(trainer.values()), copies
+
+
+def loaded(config, state):
+    values, tensors = state
+    trainer = make_trainer(config)
+    trainer.load_values(json.loads(values))
+    targets = trainer.tensors()
+    assert targets.keys() == tensors.keys()
+    for name in ("bank", "bank_sums"):
+        targets[name].copy_(tensors[name])
+    for name in ("network", "momentum"):
+        assert targets[name].keys() == tensors[name].keys()
+        for key, target in targets[name].items():
+            target.copy_(tensors[name][key])
+    return trainer
+
+
+def stopped_at(pause, config):
+    """The state at the ``pause``-th pause of a run, from 0, and where it is; None if there are not so many."""
+    trainer = make_trainer(config)
+    passed = itertools.count()
+
+    def stop():
+        if next(passed) == pause:
+            raise Stopped
+
+    try:
+        while len(trainer.rows) < len(trainer.schedule):
+            trainer.run_epoch(stop)
+    except Stopped:
+        return saved(trainer), (len(trainer.rows), trainer.step)
+    return None
+
+
+KINDS = {
+    "float32": {},
+    "bank of 16 bits": {"bank_dtype": "bfloat16"},
+    "pseudo-labels kept for stage 3": {"stage3": replace(CONFIG.stage3, hard_labels="pseudo")},
+    "float16": {"precision": "float16"},
+}
+# At first: steps are skipped until it has come down, in stage 2.
+OVERFLOWING = 2.0**26
+
+
+@pytest.mark.usefixtures("dropout")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_stopped_at_any_pause_goes_on_to_the_same_bits(kind, monkeypatch):
+    """At every step, and in the middle of every prediction and evaluation, which are made in batches of 32 here."""
+    monkeypatch.setattr(trainer_module, "EVALUATION_BATCH", 32)
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=OVERFLOWING))
+    config = replace(CONFIG, **KINDS[kind])
+    whole = trainer_after(EPOCHS, config)
+    assert kind != "float16" or 1 < whole.precision.scaler.get_scale() < OVERFLOWING
+    # All pauses of the first kind; of the others each fifth.
+    every = 1 if kind == "float32" else 5
+    places = []
+    for pause in itertools.count(0, every):
+        stopped = stopped_at(pause, config)
+        if stopped is None:
+            break
+        state, place = stopped
+        places.append(place)
+        resumed = loaded(config, state)
+        assert (len(resumed.rows), resumed.step) == place
+        run_all(resumed)
+        assert_same_run(resumed, whole)
+    predictions = 3 if kind != "pseudo-labels kept for stage 3" else 2
+    pauses = STEPS + 4 * predictions + 2 * EPOCHS
+    assert len(places) == -(-pauses // every)
+    if every == 1:
+        steps = {(epoch.stage, epoch.epoch): epoch.steps for epoch in whole.schedule}
+        assert set(places) >= {(n, step) for n, count in enumerate(steps.values()) for step in range(1, count + 1)}
+
+
+@pytest.mark.usefixtures("dropout")
+def test_saving_changes_nothing():
+    whole, often = trainer_after(EPOCHS), make_trainer()
+    while len(often.rows) < EPOCHS:
+        often.run_epoch(lambda: saved(often))
+    assert_same_run(often, whole)
+
+
+def test_seconds_of_an_epoch_include_those_before_it_was_stopped():
+    (values, tensors), _ = stopped_at(3, CONFIG)
+    earlier = json.loads(values) | {"seconds": 1000.0}
+    row = loaded(CONFIG, (json.dumps(earlier), tensors)).run_epoch()
+    assert 1000 < row["seconds"] < 1010
+    assert row["images_per_second"] > 1  # of this process alone
