@@ -38,7 +38,7 @@ class Backbone(NamedTuple):
 
 BACKBONES = {
     "small": Backbone(lambda classes, channels, size: small_convnet(channels, classes), smallest=4),
-    "lenet2d": Backbone(LeNet2D, smallest=12),
+    "lenet2d": Backbone(LeNet2D, smallest=4),
     "convlarge": Backbone(
         lambda classes, channels, size, **switches: conv_large(classes, channels, **switches),
         smallest=12,

@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,32 +27,50 @@ PROGRAM = "python -m r2d2fast.train"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line (default: the process's), train, and return the exit status.
+    """Parse the command line (default: the process's), train, and return the :func:`exit_status`."""
+
+    def act() -> None:
+        config = parse(sys.argv[1:] if arguments is None else arguments)
+        with prepared(config) as (ranks, console):
+            _act(config, ranks, console)
+
+    return exit_status(PROGRAM, act)
+
+
+def exit_status(program: str, act: Callable[[], None]) -> int:
+    """Call ``act``, say on standard error what stopped it, and return the exit status of ``program``.
 
     0: done; 1: the run could not go on; 2: the command line or the run directory does not fit; 130: interrupted;
     143: stopped by SIGTERM, with a checkpoint.
     """
-    first = os.environ.get("RANK", "0") == "0"
-    console = Console(quiet=not first)
     try:
-        config = parse(sys.argv[1:] if arguments is None else arguments)
-        if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
-            torch.use_deterministic_algorithms(True)
-        with join_ranks(config.device) as ranks:
-            _act(config, ranks, console)
+        act()
     except TrainingError as error:
-        if first or isinstance(error, LostRankError):
-            print(f"{PROGRAM}: {error}", file=sys.stderr)
+        if _is_first() or isinstance(error, LostRankError):
+            print(f"{program}: {error}", file=sys.stderr)
         return error.status
     except (DataError, LoaderError) as error:
         # Met by the rank whose image or loader it is.
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return TrainingError.status
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the same command with --resume goes on", file=sys.stderr)
+        print(f"{program}: interrupted; the same command with --resume goes on", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def prepared(config: Config) -> Iterator[tuple[Ranks, Console]]:
+    """The processes of a run and a console, which is quiet on all ranks but the first; PyTorch set as ``config`` says."""
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+        torch.use_deterministic_algorithms(True)
+    with join_ranks(config.device) as ranks:
+        yield ranks, Console(quiet=not _is_first())
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _act(config: Config, ranks: Ranks, console: Console) -> None:

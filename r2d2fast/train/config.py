@@ -62,7 +62,7 @@ class Stage2:
     an empty word for plain D2."""
 
     repredict: bool
-    """Whether the network predicts at --stage2.repredict-epochs; without, only the learning rate changes there (paper, Table 1)."""
+    """Predict anew before --stage2.repredict-epochs; without, only the learning rate changes there (paper, Table 1)."""
 
     lrs: Numbers
     """Learning rates, comma separated: before the first reprediction, then from each reprediction on."""

@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -22,16 +23,22 @@ MEASURED_STEPS = 3
 
 def print_plan(config: Config, ranks: Ranks, console: Console) -> None:
     """Print what a run of ``config`` would do. The steps measured change a trainer that nobody keeps."""
+    trainer = scratch_trainer(config, ranks)
+    _print_settings(config, console)
+    _print_schedule(trainer, console)
+    _print_memory(trainer, console)
+    _print_time(trainer, console)
+
+
+def scratch_trainer(config: Config, ranks: Ranks) -> Trainer:
+    """A trainer of ``config`` to measure with, which leaves nothing on the disk."""
     in_file = config.bank_storage not in ("device", "pinned")
     # The file itself can be the bank of a run that is still training.
     scratch = replace(config, bank_storage=f"{config.bank_storage}.dry-run") if in_file else config
     trainer = Trainer(scratch, *load_data(scratch, ranks), ranks)
     if isinstance(trainer.bank.storage, Path):
         trainer.bank.storage.unlink()  # it stays mapped
-    _print_settings(config, console)
-    _print_schedule(trainer, console)
-    _print_memory(trainer, console)
-    _print_time(trainer, console)
+    return trainer
 
 
 def _print_settings(config: Config, console: Console) -> None:
@@ -107,20 +114,39 @@ def _kept_bytes(trainer: Trainer, batch: int) -> int:
 
 
 def _print_time(trainer: Trainer, console: Console) -> None:
-    """From a few steps of each stage and some images evaluated: the test images after each epoch, the others at a prediction."""
-    image = _seconds_per_image(trainer)
+    speed = measure_speed(trainer)
     total = 0.0
-    for stage in trainer.config.stages:
+    for stage, step in speed.steps.items():
         epochs = [epoch for epoch in trainer.schedule if epoch.stage == stage]
-        step = _seconds_per_step(trainer, epochs[0])
-        images = len(epochs) * len(trainer.data.test) + sum(epoch.predicts for epoch in epochs) * len(
-            trainer.unlabelled
-        )
-        seconds = sum(epoch.steps for epoch in epochs) * step + images * image / trainer.ranks.count
+        seconds = speed.seconds(epochs, len(trainer.data.test), len(trainer.unlabelled))
         total += seconds
-        console.print(f"Stage {stage}: {1000 * step:.3g} ms a step, about {_duration(seconds)}.", highlight=False)
+        console.print(f"Stage {stage}: {1000 * step:.3g} ms a step, about {duration(seconds)}.", highlight=False)
     steps = sum(epoch.steps for epoch in trainer.schedule)
-    console.print(f"{len(trainer.schedule)} epochs, {steps} steps, about {_duration(total)} in all.", highlight=False)
+    console.print(f"{len(trainer.schedule)} epochs, {steps} steps, about {duration(total)} in all.", highlight=False)
+
+
+class Speed(NamedTuple):
+    """What was measured, in seconds.
+
+    Attributes:
+        steps: of a training step, by stage.
+        image: of an image evaluated, by all ranks together.
+    """
+
+    steps: dict[int, float]
+    image: float
+
+    def seconds(self, epochs: list[Epoch], test: int, unlabelled: int) -> float:
+        """What ``epochs`` take: their steps, the ``test`` images after each, the ``unlabelled`` ones at each prediction."""
+        images = len(epochs) * test + sum(epoch.predicts for epoch in epochs) * unlabelled
+        return sum(epoch.steps * self.steps[epoch.stage] for epoch in epochs) + images * self.image
+
+
+def measure_speed(trainer: Trainer) -> Speed:
+    """Measure a few steps of each stage, which change ``trainer``, and some images evaluated."""
+    image = _seconds_per_image(trainer) / trainer.ranks.count
+    first = [next(epoch for epoch in trainer.schedule if epoch.stage == stage) for stage in trainer.config.stages]
+    return Speed({epoch.stage: _seconds_per_step(trainer, epoch) for epoch in first}, image)
 
 
 def _seconds_per_step(trainer: Trainer, epoch: Epoch) -> float:
@@ -182,7 +208,8 @@ def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as people say it, rounded."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -31,7 +31,8 @@ def test_help_gives_every_flag_its_meaning_and_says_where_the_sources_are(datase
     # A flag too long for its column has its help on the lines below.
     lines = {part.split()[0]: " ".join(part.split()) for part in parts}
     on = [name for name, value in flags(RECIPES[dataset].config).items() if value is True]
-    names = {("no-" if name in on else "") + name.replace("_", "-") for name in flags(RECIPES[dataset].config)}
+    off = {name: ".no-".join(name.rsplit(".")) if "." in name else f"no-{name}" for name in on}
+    names = {off.get(name, name).replace("_", "-") for name in flags(RECIPES[dataset].config)}
     assert lines.keys() == {f"--{name}" for name in names}
     for line in lines.values():
         meaning = re.fullmatch(r"--\S+ (?:[A-Z{]\S* )?(.+\.) \(default: .*\).*", line)
@@ -82,7 +83,7 @@ def test_stages_that_do_not_build_upon_each_other_are_refused(stages, tmp_path, 
         (["--log-interval", "0"], "--log-interval 0: must be at least 1"),
         (["--checkpoint-minutes", "0"], "--checkpoint-minutes 0.0: must be above 0"),
         (["--backbone", "resnet8"], "--backbone resnet8: "),
-        (["--backbone", "lenet2d"], "--backbone lenet2d: "),
+        (["--backbone", "convlarge"], "--backbone convlarge: "),
         (["--pretrained", "nowhere.safetensors"], "nowhere.safetensors cannot be read: No such file or directory"),
         (["--pretrained", "weights.npy"], "weights.npy is no file of weights by its name"),
         (["--split-file", "nowhere.txt"], "cannot read the split file nowhere.txt: No such file or directory"),

@@ -221,7 +221,7 @@ def test_an_image_takes_its_part_of_a_batch_after_a_slow_first(monkeypatch):
     ],
 )
 def test_durations(seconds, text):
-    assert dry_run._duration(seconds) == text
+    assert dry_run.duration(seconds) == text
 
 
 # --- nothing is left behind -----------------------------------------------------------------------------------------

@@ -324,7 +324,7 @@ def test_batch_norm_in_groups_trains_another_network():
     ("changes", "message"),
     [
         ({"backbone": "smal"}, "--backbone smal: unknown backbone 'smal'; the nearest is 'small'"),
-        ({"backbone": "lenet2d"}, "--backbone lenet2d: backbone 'lenet2d' does not take images of 8×8 pixels"),
+        ({"backbone": "convlarge"}, "--backbone convlarge: backbone 'convlarge' does not take images of 8×8 pixels"),
         ({"bank_storage": "pinned"}, "--bank-storage pinned: storage 'pinned' is for the kernels of a GPU"),
         ({"bank_storage": "/no/such/place"}, "--bank-storage /no/such/place: cannot make the bank file"),
         ({"translate": 8}, "--translate 8: must be 0 to 7 pixels"),
