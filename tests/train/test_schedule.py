@@ -212,6 +212,9 @@ def test_steps_with_several_ranks_against_hand_made_values():
         {12},
     ]
     assert {e.steps for e in make_schedule(config(), 50, 1387, 16) if e.stage == 3} == {11}
+    # Of 1346 samples, 14 batches of one rank, the last of six ranks has 1346 − 5 · 225 = 221: 13 of its 16 a batch.
+    steps = [{e.steps for e in make_schedule(config(), 50, 1346, r) if e.stage == 2} for r in (1, 6)]
+    assert steps == [{14}, {13}]
 
 
 def test_batches_of_stage_2_have_to_be_multiples_of_the_ranks():
