@@ -1,0 +1,189 @@
+"""Samples worth a look: whose pseudo-labels changed most, and which pseudo-labels are wrong and sure of it."""
+
+import io
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from r2d2fast.data import DataError, Dataset, LoaderError
+from r2d2fast.report.groups import Group
+from r2d2fast.report.runs import Run
+from r2d2fast.train.errors import TrainingError
+from r2d2fast.train.pseudo_labels import Moment, find_pseudo_labels, read_pseudo_labels
+from r2d2fast.train.ranks import Ranks
+from r2d2fast.train.recipes import RECIPES
+from r2d2fast.train.sources import load_data
+
+SHOWN = 12
+# Larger images are shrunk to it: a page is to be sent by mail.
+LARGEST_SIDE = 96
+
+LoadImages = Callable[[Run], Dataset]
+
+
+class Item(NamedTuple):
+    """One sample: its PNG as a data URI, its name in the data set, its true class, the classes it was given, and whether the last
+    of them is right; None where nobody knows."""
+
+    image: str
+    name: str
+    truth: str | None
+    trail: str
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What there is to look at of one run, or ``missing``: why there is nothing.
+
+    Attributes:
+        run: of the group, the first that is finished.
+        summary: how many pseudo-labels changed and how many are wrong, in words.
+        changed: from sure of one class to sure of another, the surest first.
+        mistakes: the surest first.
+    """
+
+    run: Run
+    missing: str = ""
+    summary: str = ""
+    changed: Sequence[Item] = ()
+    mistakes: Sequence[Item] = ()
+
+
+def image_loader(data_dir: Path) -> LoadImages:
+    """Loads the data set of a run, each only once. It raises ConfigError where files are missing."""
+
+    @cache
+    def load(name: str, image_size: int, resize: int) -> Dataset:
+        if name not in RECIPES:
+            raise DataError(f"the data set {name} is unknown here; known: {', '.join(RECIPES)}")
+        # Which samples are labelled the recorded pseudo-labels say; so this split, of all labels, needs no split file.
+        config = replace(
+            RECIPES[name].config,
+            data_dir=data_dir,
+            image_size=image_size,
+            resize=resize,
+            num_labels=0,
+            split=0,
+            workers=0,
+            on_bad_image="skip",
+        )
+        return load_data(config, Ranks())[0]
+
+    return lambda run: load(run.config["dataset"], run.config.get("image_size", 0), run.config.get("resize", 0))
+
+
+def make_gallery(group: Group, load: LoadImages) -> Gallery:
+    """The gallery of the group's first finished run, or of its first."""
+    run = (group.finished or group.runs)[0]
+    # Stage 3 repredicts; what the paper is about is what stage 2 has learned.
+    files = {moment: path for moment, path in find_pseudo_labels(run.directory).items() if moment.stage == 2}
+    if not files:
+        why = (
+            "has recorded no pseudo-labels yet" if 2 in run.config["stages"] else "has no stage 2, so no pseudo-labels"
+        )
+        return Gallery(run, f"No gallery: {run.directory} {why}.")
+    try:
+        recorded = {moment: read_pseudo_labels(path) for moment, path in files.items()}
+    except TrainingError as error:
+        return Gallery(run, f"No gallery: {error}.")
+    try:
+        dataset = load(run)
+        shape = (len(dataset.train), dataset.num_classes)
+        if any(len(classes) != shape[0] or classes.max() >= shape[1] for classes, _ in recorded.values()):
+            raise DataError(f"{shape[0]} training images of {shape[1]} classes are not those of {run.directory}")
+        return _gallery(run, recorded, dataset)
+    except (DataError, LoaderError, TrainingError) as error:
+        return Gallery(run, f"No gallery: {error}. The report looks for data sets in --data-dir.")
+
+
+def most_changed(first: tuple[np.ndarray, np.ndarray], last: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Sample numbers, int64, of those whose class is another one in the end, in falling order of the sum of both confidences: a
+    sample that was sure of one class and became sure of another comes first. (classes, confidence) as recorded."""
+    changed = np.flatnonzero(first[0] != last[0])
+    return changed[np.argsort(-(first[1].astype(float) + last[1])[changed], kind="stable")]
+
+
+def surest_mistakes(last: tuple[np.ndarray, np.ndarray], truth: np.ndarray) -> np.ndarray:
+    """Sample numbers, int64, of unlabelled samples whose class is known (``truth`` ≥ 0) and another one, the surest first."""
+    wrong = np.flatnonzero((last[0] >= 0) & (truth >= 0) & (last[0] != truth))
+    return wrong[np.argsort(-last[1].astype(float)[wrong], kind="stable")]
+
+
+def _gallery(run: Run, recorded: dict[Moment, tuple[np.ndarray, np.ndarray]], dataset: Dataset) -> Gallery:
+    truth = dataset.train_labels.numpy()
+    moments = list(recorded)
+    first, last = recorded[moments[0]], recorded[moments[-1]]
+    changed, mistakes = most_changed(first, last), surest_mistakes(last, truth)
+    shown = np.unique(np.concatenate([changed[:SHOWN], mistakes[:SHOWN]]))
+    images = dict(zip(shown.tolist(), _images(dataset, shown), strict=True)) if len(shown) else {}
+
+    def item(sample: int) -> Item:
+        known = truth[sample] >= 0
+        return Item(
+            images[sample],
+            dataset.train_names[sample],
+            dataset.class_names[truth[sample]] if known else None,
+            _trail([(pair[0][sample], pair[1][sample]) for pair in recorded.values()], dataset.class_names),
+            bool(last[0][sample] == truth[sample]) if known else None,
+        )
+
+    return Gallery(
+        run,
+        summary=_summary(moments[-1], first[0], last[0], truth, len(changed), len(mistakes)),
+        changed=[item(sample) for sample in changed[:SHOWN].tolist()],
+        mistakes=[item(sample) for sample in mistakes[:SHOWN].tolist()],
+    )
+
+
+def _summary(end: Moment, first: np.ndarray, last: np.ndarray, truth: np.ndarray, changed: int, wrong: int) -> str:
+    unlabelled, known = last >= 0, truth >= 0
+    after = f"{end.epochs} epoch{'s' * (end.epochs != 1)}"
+    until = "the end of stage 2" if end.kind == "learned" else f"the prediction after {after} of stage 2"
+    moves = known & (first != last)
+    counts = {
+        "from wrong to right": (moves & (last == truth)).sum(),
+        "from right to wrong": (moves & (first == truth)).sum(),
+        "from wrong to wrong": (moves & (first != truth) & (last != truth)).sum(),
+    }
+    told = f" ({', '.join(f'{count} {how}' for how, count in counts.items())})" if moves.any() else ""
+    errors = f" {wrong} of {(unlabelled & known).sum()} are wrong then." if (unlabelled & known).any() else ""
+    of_all = f"{changed} of {unlabelled.sum()} pseudo-labels changed their class"
+    return f"{of_all} between the first prediction and {until}{told}.{errors}"
+
+
+def _trail(steps: Sequence[tuple[int, float]], names: Sequence[str]) -> str:
+    """The classes in turn, with the confidence; of a class kept over several steps, the first and the last."""
+    told = []
+    for label, kept in groupby(steps, key=lambda step: step[0]):
+        percents = [f"{100 * confidence:.0f}" for _, confidence in kept]
+        told.append(f"{names[label]} ({' … '.join(dict.fromkeys((percents[0], percents[-1])))} %)")
+    return " → ".join(told)
+
+
+def _images(dataset: Dataset, samples: np.ndarray) -> list[str]:
+    """PNG files as data URIs; brightness and contrast as the data set's normalisation left them, stretched over all samples."""
+    index = torch.from_numpy(samples)
+    (batch,) = dataset.train.batches([(index, index)], None, 0)
+    pixels: Tensor = batch.float()
+    low, high = pixels.amin((0, 2, 3), keepdim=True), pixels.amax((0, 2, 3), keepdim=True)
+    stretched = (255 * (pixels - low) / (high - low).clamp(min=1e-12)).round().byte().permute(0, 2, 3, 1).numpy()
+    return [_data_uri(image) for image in stretched]
+
+
+def _data_uri(pixels: np.ndarray) -> str:
+    """Of uint8 ``[H, W, C]``; of channels that are no RGB, the first one."""
+    image = Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]))
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,108 @@
+"""The tables of a report, as text in rows and columns, for the page and for Markdown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r2d2fast.report.groups import ERRORS, PSEUDO_LABELS, SECONDS, Group, results_of, value_text
+from r2d2fast.report.runs import Run
+from r2d2fast.train.recipes import RECIPES, flags
+
+_EXPLANATION = (
+    "Test error in percent at the end of each stage, of its last epoch and never of the best: mean ± sample standard deviation "
+    "over the finished runs, which differ in seed and split."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Attributes: caption; header, a heading a column; rows, of which the first cell is the heading."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """A pipe table, with its caption as a paragraph before it."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return (
+            "\n".join([_escaped(self.caption), "", *(f"| {' | '.join(map(_escaped, line))} |" for line in lines)])
+            + "\n"
+        )
+
+
+def results_table(groups: list[Group]) -> Table:
+    """A row for each configuration."""
+    names = [name for name in (*ERRORS, PSEUDO_LABELS, SECONDS) if any(name in group.results for group in groups)]
+    notes = [_EXPLANATION]
+    if "D2 only" in names:
+        notes.append("D2 only: stage 2 before its first reprediction.")
+    if PSEUDO_LABELS in names:
+        notes.append("Pseudo-labels: error of what stage 2 has learned for the unlabelled samples.")
+    rows = []
+    for group in groups:
+        cells = {name: statistic.text(digits=0 if name == SECONDS else 2) for name, statistic in group.results.items()}
+        counts = f"{len(group.finished)} of {len(group.runs)}"
+        about = [group.title, str(group.settings["dataset"]), str(group.settings["num_labels"]), counts]
+        rows.append([*about, *(cells.get(name, "–") for name in names)])
+    return Table(" ".join(notes), ["configuration", "data set", "labels", "finished runs", *names], rows)
+
+
+def runs_table(group: Group) -> Table:
+    """A row for each run; of one that is not finished, the last error that it has."""
+    names = [name for name in (*ERRORS, PSEUDO_LABELS, SECONDS) if name in group.results]
+    rows = []
+    for run in group.runs:
+        if run.results is None:
+            last = f", now at {run.rows[-1]['test_error']:.2f} %" if run.rows else ""
+            cells = [""] * len(names)
+        else:
+            last, values = "", results_of(run)
+            cells = [f"{values[name]:.{0 if name == SECONDS else 2}f}" for name in names]
+        whence = [str(run.config["seed"]), str(run.config["split_file"] or run.config["split"])]
+        rows.append([str(run.directory), *whence, f"{run.state}{last}", *cells])
+    return Table("The runs, errors in percent", ["run", "seed", "split", "state", *names], rows)
+
+
+def settings_table(group: Group) -> Table:
+    """Every setting that the runs have in common, with its source."""
+    rows = [[name, value_text(value), _source(group, name)] for name, value in group.settings.items()]
+    return Table("Settings of these runs, by the names of their flags", ["setting", "value", "from"], rows)
+
+
+def origin_table(group: Group) -> Table | None:
+    """Machines and code of the finished runs; None where none is."""
+    origins: dict[tuple[str, str], list[Run]] = {}
+    for run in group.finished:
+        origins.setdefault(_origin(run), []).append(run)
+    rows = [[", ".join(str(run.config["seed"]) for run in runs), *origin] for origin, runs in origins.items()]
+    return Table("Machine and code that ended the runs", ["seeds", "machine", "code"], rows) if rows else None
+
+
+def _origin(run: Run) -> tuple[str, str]:
+    assert run.results is not None
+    machine, versions = (run.results.get(name) or {} for name in ("machine", "versions"))
+    where = [machine.get("gpu"), machine.get("cpu"), machine.get("platform")]
+    for name, one in (("processes", "process"), ("threads", "thread")):
+        if name in machine:
+            where.append(f"{machine[name]} {one if machine[name] == 1 else name}")
+    code = [f"{name} {version}" for name, version in versions.items() if version]
+    return ", ".join(filter(None, where)) or "not recorded", ", ".join(code) or "not recorded"
+
+
+def _source(group: Group, name: str) -> str:
+    recipe = RECIPES.get(group.settings["dataset"])
+    if recipe is None:
+        return "not known"
+    default = flags(recipe.config).get(name)
+    source = recipe.sources.get(name, "default")
+    default_text = value_text(list(default) if isinstance(default, tuple) else default)
+    if value_text(group.settings[name]) == default_text:
+        return source
+    return f"command line; the recipe has {default_text} ({source})"
+
+
+def _escaped(text: str) -> str:
+    """What Markdown would read as the end of a cell, a line or the beginning of a tag."""
+    for character, instead in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("\n", " "), ("\r", " ")):
+        text = text.replace(character, instead)
+    return text

@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+from made_runs import make_run, rows
+
+from r2d2fast.report.groups import Statistic, make_groups, value_text
+from r2d2fast.report.runs import read_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Makes a run of a changed configuration: run(made=…, done=…, **settings)."""
+    made = []
+
+    def make(settings=None, **keywords):
+        made.append(read_run(make_run(tmp_path / str(len(made)), settings, **keywords)))
+        return made[-1]
+
+    return make
+
+
+def test_runs_that_differ_in_seed_and_split_are_one_group(run):
+    runs = [
+        run(),
+        run({"alpha": 0.2}),
+        run({"seed": 1}),
+        run({"split": 5}),
+        run({"split_file": "splits/3.txt"}),
+        run({"alpha": 0.2, "seed": 2, "split": 2}),
+    ]
+    one, other = make_groups(runs)
+    assert one.runs == [runs[0], *runs[2:5]]
+    assert other.runs == [runs[1], runs[5]]
+    assert (one.title, other.title) == ("A: alpha 0.1", "B: alpha 0.2")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"beta": 0.0}, {"stage1.lr": 1.0}, {"stage2.repredict_epochs": [2]}, {"dataset": "mnist"}]
+)
+def test_any_other_setting_sets_runs_apart(run, settings):
+    ((name, value),) = settings.items()
+    assert [group.title for group in make_groups([run(), run(settings)])][1] == f"B: {name} {value_text(value)}"
+
+
+def test_the_number_of_labels_and_the_classes_are_those_of_the_file(run):
+    few, many, other = run(), run(), run()
+    (many.directory / "labelled.txt").write_text("0 zero\n1 one\n2 zero\n")
+    (other.directory / "labelled.txt").write_text("a/x y.png cat\nb.png dog\n")
+    groups = make_groups([few, read_run(many.directory), read_run(other.directory)])
+    assert [group.title for group in groups] == ["A: num_labels 2", "B: num_labels 3", "C: num_labels 2"]
+
+
+def test_what_a_stage_that_is_not_run_would_do_does_not_count(run):
+    runs = [run({"stages": [1]}), run({"stages": [1], "stage2.epochs": 99, "stage3.lr": 9.0}), run()]
+    short, whole = make_groups(runs)
+    assert len(short.runs) == 2
+    assert not any(name.startswith(("stage2.", "stage3.")) for name in short.settings)
+    assert (short.title, whole.title) == ("A: stages 1", "B: stages 1,2,3")
+
+
+def test_runs_from_the_stage_1_of_others_are_one_group_whichever_network_each_has(run):
+    stages = {"stages": [2, 3]}
+    runs = [run(stages | {"pretrained": f"stage1-{seed}.safetensors", "seed": seed}) for seed in (0, 1)]
+    assert len(make_groups(runs)) == 1
+    whole = [run({"pretrained": name}) for name in ("one", "other")]
+    assert [group.apart for group in make_groups(whole)] == ["pretrained one", "pretrained other"]
+
+
+def test_a_setting_that_older_runs_did_not_have_sets_them_apart(run):
+    old = run()
+    del old.config["stage2.repredict"]
+    assert [group.title for group in make_groups([old, run()])] == ["A: digits", "B: stage2.repredict True"]
+
+
+def test_there_are_letters_for_any_number_of_groups(run):
+    groups = make_groups([run({"alpha": float(number)}) for number in range(28)])
+    assert [group.letter for group in groups][-3:] == ["Z", "AA", "AB"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_mean_and_sample_deviation(count):
+    values = np.random.default_rng(count).uniform(0, 100, count)
+    mean, std = Statistic.of(values.tolist())
+    assert mean == pytest.approx(values.mean(), rel=1e-12)
+    assert std == pytest.approx(values.std(ddof=1), rel=1e-12)
+    assert Statistic.of(values.tolist()).text() == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+
+
+def test_one_run_has_no_deviation():
+    assert Statistic.of([3.0]) == (3.0, None)
+    assert Statistic.of([3.0]).text() == "3.00"
+
+
+def test_results_are_those_of_the_last_epochs_of_finished_runs(run):
+    errors = np.array([[60, 40, 30, 25, 20, 10], [50, 44, 38, 5, 23, 14], [9, 35, 28, 30, 27, 7]], float)
+    pseudo = np.array([[28, 24, 18, 9], [3, 4, 22, 6], [20, 20, 14, 8]], float)
+    finished = [
+        run({"seed": seed}, made=rows(errors[seed].tolist(), pseudo[seed].tolist()), seconds=10.0 + seed)
+        for seed in range(3)
+    ]
+    (group,) = make_groups([run({"seed": 9}, done=5), *finished])
+    assert group.finished == finished
+    expected = {
+        "stage 1": errors[:, 1],
+        "D2 only": errors[:, 2],
+        "stage 2": errors[:, 4],
+        "stage 3": errors[:, 5],
+        "pseudo-labels": pseudo[:, 2],
+        "seconds": np.array([10.0, 11.0, 12.0]),
+    }
+    assert list(group.results) == list(expected)
+    for name, values in expected.items():
+        assert group.results[name] == pytest.approx((values.mean(), values.std(ddof=1)))
+
+
+@pytest.mark.parametrize("settings", [{"stage2.repredict_epochs": []}, {"stage2.repredict": False}])
+def test_without_repredictions_stage_2_is_not_divided(run, settings):
+    (group,) = make_groups([run(settings)])
+    assert list(group.results) == ["stage 1", "stage 2", "stage 3", "pseudo-labels", "seconds"]
+
+
+def test_top_5_errors_are_shown_where_there_are_any(run):
+    made = run()
+    for number, entry in enumerate(made.results["stages"]):
+        entry["test_error_top5"] = 1.0 + number
+    (group,) = make_groups([made])
+    tops = {name: mean for name, (mean, _) in group.results.items() if "top-5" in name}
+    assert tops == {"stage 1, top-5": 1.0, "stage 2, top-5": 2.0, "stage 3, top-5": 3.0}
+
+
+def test_a_pseudo_label_error_that_nobody_knows_is_left_out(run):
+    (group,) = make_groups([run(made=rows(pseudo=[None] * 4))])
+    assert "pseudo-labels" not in group.results

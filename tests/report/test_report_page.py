@@ -1,0 +1,191 @@
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from made_runs import dataset, make_run, record, rows
+
+from r2d2fast.report.groups import make_groups
+from r2d2fast.report.page import make_markdown, make_page
+from r2d2fast.report.runs import read_run
+from r2d2fast.report.tables import Table, settings_table
+
+EVIL = '<script>alert("1")</script>|`&\'\n<img src=x>'
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Elements, in the order of their beginnings, of a page in which every one that is not void is closed where it must be."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        names = [name for name, _ in attributes]
+        assert len(names) == len(set(names)), tag
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def all(self, *tags):
+        return [attributes for tag, attributes in self.elements if tag in tags]
+
+
+def groups_of(*directories):
+    return make_groups([read_run(directory) for directory in directories])
+
+
+TRUTH = [0, 1, 2, 0, 1, 2, 0]
+
+
+def recorded(directory):
+    record(directory, "stage2-00000-predicted", [-1, -1, 0, 0, 2, 2, 1], [1] * 7)
+    record(directory, "stage2-00003-learned", [-1, -1, 1, 1, 1, 1, 0], [1] * 7)
+    return directory
+
+
+@pytest.fixture
+def page(tmp_path):
+    made = rows()
+    for row in made[2:5]:
+        row |= {"theorem1_gap": 0.25, "theorem2_share": 0.75, "sum_drift": 2e-7}
+    directories = [
+        recorded(make_run(tmp_path / "one", made=made)),
+        make_run(tmp_path / "two", {"seed": 1}, machine={"cpu": "Z80", "threads": 1}, versions={"commit": "abc"}),
+        make_run(tmp_path / "three", {"alpha": 0.4}, done=3),
+    ]
+    return make_page(groups_of(*directories), ["four: damaged"], lambda run: dataset(TRUTH))
+
+
+def test_the_page_is_well_formed_and_has_what_it_should(page):
+    parsed = Page(page)
+    assert page.startswith("<!DOCTYPE html>")
+    assert parsed.all("html") == [{"lang": "en"}]
+    text = " ".join(" ".join(parsed.texts).split())
+    for said in (
+        "3 runs of 2 configurations, 2 finished",
+        "four: damaged",
+        "A: alpha 0.1",
+        "B: alpha 0.4",
+        "10.00 ± 0.00",
+        "3 of 6 epochs, now at 30.00 %",
+        "Theorem 1",
+        "The surest mistakes",
+        "has recorded no pseudo-labels yet",
+        "Z80, 1 thread",
+        "commit abc",
+        "command line; the recipe has 0.1 (paper)",
+    ):
+        assert said in text, said
+
+
+def test_the_page_needs_no_other_file_and_no_network(page):
+    parsed = Page(page)
+    assert "http" not in page.replace("http-equiv", "")
+    assert not re.search(r"url\(|@import|//[a-z]", page)
+    assert {tag for tag, _ in parsed.elements} & {"script", "link", "iframe", "object", "base"} == set()
+    for attributes in (attributes for _, attributes in parsed.elements):
+        assert not any(name.startswith("on") for name in attributes)
+        assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
+        assert attributes.get("href", "#").startswith("#")
+    assert any("default-src 'none'" in str(meta.get("content")) for meta in parsed.all("meta"))
+
+
+def test_the_page_can_be_read_aloud_and_by_keyboard(page):
+    parsed = Page(page)
+    assert all(image["alt"] for image in parsed.all("img"))
+    assert parsed.all("img")
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in parsed.all("svg"))
+    assert all(cell.get("scope") in ("col", "row") for cell in parsed.all("th"))
+    assert all(box["tabindex"] == "0" and box["aria-label"] for box in parsed.all("div") if box["class"] == "scroll")
+    levels = [int(tag[1]) for tag, _ in parsed.elements if re.fullmatch(r"h\d", tag)]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {attributes["href"][1:] for attributes in parsed.all("a")} == set(ids)
+
+
+def test_each_row_of_a_table_has_as_many_cells_as_the_heading(page):
+    for table in re.findall(r"<table>.*?</table>", page, re.DOTALL):
+        widths = {len(re.findall(r"<t[hd][ >]", row)) for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)}
+        assert len(widths) == 1
+
+
+def test_no_name_becomes_part_of_the_page(tmp_path):
+    directory = tmp_path / "<b>&amp;"
+    evil = {"backbone": EVIL, "split_file": EVIL, "dataset": EVIL}
+    made = make_run(directory, evil, machine={"cpu": EVIL}, versions={"torch": EVIL})
+    groups = groups_of(recorded(made), make_run(tmp_path / "b"))
+    data = dataset(TRUTH, [EVIL, EVIL + "2", EVIL + "3"])
+    data.train_names[:] = [EVIL] * len(TRUTH)
+    page = make_page(groups, [EVIL], lambda run: data)
+    parsed = Page(page)
+    assert parsed.all("script", "b") == []
+    assert not [image for image in parsed.all("img") if image["src"] == "x"]
+    assert sum(EVIL in text for text in parsed.texts) > 5
+    assert any(EVIL in image["alt"] for image in parsed.all("img"))
+
+
+def test_names_that_are_no_text_are_shown_somehow(tmp_path):
+    name = b"caf\xe9".decode(errors="surrogateescape")
+    page = make_page(groups_of(make_run(tmp_path / "run", {"split_file": name})), [], lambda run: dataset(TRUTH))
+    assert name in page
+
+
+def cells(line):
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_the_markdown_table(tmp_path):
+    directories = [make_run(tmp_path / name, {"seed": number}) for number, name in enumerate("abc")]
+    text = make_markdown(groups_of(*directories, make_run(tmp_path / "d", {"beta": 0.5}, done=2)), ["e: damaged"])
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    header, rule, one, other = map(cells, lines)
+    names = ["stage 1", "D2 only", "stage 2", "stage 3", "pseudo-labels", "seconds"]
+    assert header == ["configuration", "data set", "labels", "finished runs", *names]
+    assert rule == ["---"] * len(header)
+    values = [f"{value} ± 0.00" for value in ("40.00", "30.00", "20.00", "10.00", "18.00")]
+    assert one == ["A: beta 0.03", "digits", "2", "3 of 3", *values, "12 ± 0"]
+    assert other == ["B: beta 0.5", "digits", "2", "0 of 1", *["–"] * 6]
+    assert "\n\nTest error" not in text
+    assert text.endswith("\nLeft out: e: damaged\n")
+
+
+def test_no_name_breaks_the_markdown_table(tmp_path):
+    table = Table("caption", ["a", "b"], [[EVIL, "x\\|y"]])
+    row = table.markdown().splitlines()[-1]
+    assert len(cells(row)) == 2
+    assert "<" not in row
+
+
+def test_the_source_of_each_setting(tmp_path):
+    (group,) = groups_of(make_run(tmp_path / "run", {"alpha": 0.2}))
+    sources = {name: (value, source) for name, value, source in settings_table(group).rows}
+    assert sources["alpha"] == ("0.2", "command line; the recipe has 0.1 (paper)")
+    assert sources["beta"] == ("0.03", "paper")
+    assert sources["momentum"] == ("0.9", "reference implementation")
+    assert sources["backbone"] == ("small", "ours")
+    assert sources["stage2.lrs"] == (
+        "0.1,0.01",
+        "command line; the recipe has 0.12,0.12,0.08,0.04,0.004 (reference implementation)",
+    )
+    assert "seed" not in sources
+
+
+def test_the_pages_parts_are_installed():
+    root = Path(__file__).parents[2]
+    listed = re.search(r'"r2d2fast.report" = \[(.*)\]', (root / "pyproject.toml").read_text())[1]
+    others = {path.name for path in (root / "r2d2fast" / "report").iterdir() if path.is_file() and path.suffix != ".py"}
+    assert set(re.findall(r'"(.*?)"', listed)) == others
