@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from r2d2fast import BankError, FusedD2Loss, PseudoLabelBank
+from r2d2fast import FusedD2Loss
 from r2d2fast.data import Augmentation, Batches, Dataset, Images, fold
-from r2d2fast.models import make_model
 from r2d2fast.train.checks import check_schedule, check_values
 from r2d2fast.train.config import Config
-from r2d2fast.train.errors import ConfigError, DivergenceError
-from r2d2fast.train.precision import DTYPES, Precision
+from r2d2fast.train.errors import DivergenceError
+from r2d2fast.train.parts import make_bank, make_network, make_optimizer
+from r2d2fast.train.precision import Precision
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.schedule import Epoch, make_schedule
 from r2d2fast.train.stopwatch import Stopwatch
@@ -69,7 +69,7 @@ class Trainer:
         self._losses = torch.zeros(0)
 
         torch.manual_seed(config.seed)
-        self.model = self._make_model()
+        self.model = make_network(config, dataset.train.shape, dataset.num_classes, device)
         self.network = self.model
         if config.compile:
             mode = "reduce-overhead" if device.type == "cuda" else "default"
@@ -77,8 +77,9 @@ class Trainer:
         if ranks.count > 1:
             self.network = DistributedDataParallel(self.network, device_ids=[device] if device.type == "cuda" else None)
         self.precision = Precision(config.precision, device)
-        self.optimizer = self._make_optimizer()
-        self.bank = self._make_bank()
+        self.optimizer = make_optimizer(config, self.model)
+        self._own(0)
+        self.bank = make_bank(config, labels[self._samples], dataset.num_classes, ranks)
         self.d2_loss = FusedD2Loss(
             self.bank, config.alpha, config.beta, config.label_lr, class_loss=config.class_loss, statistics=True
         )
@@ -102,7 +103,7 @@ class Trainer:
         if self.step == 0:
             if epoch.epoch == 0:
                 # Momentum belongs to a stage; in stage 2 it is kept over repredictions and changes of the learning rate.
-                self.optimizer = self._make_optimizer()
+                self.optimizer = make_optimizer(self.config, self.model)
             if epoch.predicts:
                 self.predict(pause)
                 predicted()
@@ -353,61 +354,6 @@ class Trainer:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed() takes 15 times as long
         if self.ranks.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-
-    def _make_model(self) -> nn.Module:
-        config, shape = self.config, self.data.train.shape
-        try:
-            model = make_model(
-                config.backbone,
-                self.data.num_classes,
-                shape[0],
-                shape[1],
-                bn_groups=config.bn_groups,
-                pretrained=config.pretrained,
-            )
-        except ValueError as error:
-            raise ConfigError(f"--backbone {config.backbone}: {error}") from error
-        # Channels last: 1.2 to 1.5 times faster a step on a CPU for the digits network.
-        return model.to(self.ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def _make_bank(self) -> PseudoLabelBank:
-        config = self.config
-        self._own(0)
-        labels = self.labels[self._samples]
-        storage = config.bank_storage
-        if storage not in ("device", "pinned") and self.ranks.count > 1:
-            storage = f"{storage}.{self.ranks.rank}"
-        dtype = DTYPES[config.bank_dtype]
-        try:
-            return PseudoLabelBank(
-                labels,
-                self.data.num_classes,
-                config.label_scale,
-                dtype,
-                self.ranks.device,
-                storage,
-                "nearest" if dtype == torch.float32 else "stochastic",
-                config.seed,
-            )
-        except (ValueError, BankError) as error:
-            raise ConfigError(f"--bank-storage {config.bank_storage}: {error}") from error
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        # The learning rate is set at every step, from the schedule. Fused: a fifth of the time for the digits network on a CPU,
-        # and on a GPU a GradScaler needs no look at the device.
-        optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=0.0,
-            momentum=self.config.momentum,
-            nesterov=self.config.momentum > 0,
-            weight_decay=self.config.weight_decay,
-            fused=True,
-        )
-        if self.config.momentum > 0:
-            # PyTorch leaves it uninitialised where a GradScaler skips the first step.
-            for parameter in self.model.parameters():
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return optimizer
 
     def _mean_losses(self) -> Tensor:
         """Of the steps so far, over the ranks."""

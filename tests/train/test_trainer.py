@@ -14,6 +14,7 @@ from r2d2fast.data import Batches
 from r2d2fast.models.batch_norm import GroupedBatchNorm2d
 from r2d2fast.train import trainer as trainer_module
 from r2d2fast.train.errors import ConfigError, DivergenceError
+from r2d2fast.train.parts import make_optimizer
 from tests.train.small_data import (
     CONFIG,
     EPOCHS,
@@ -50,26 +51,25 @@ def recording_trainer(config=CONFIG):
     return make_trainer(config, replace(data, train=Recording(data.train), test=Recording(data.test)))
 
 
-def recorded(trainer, record):
+def recorded(monkeypatch, record):
     """Calls ``record`` before every optimizer step that follows; its values."""
     values = []
-    make = trainer._make_optimizer
 
-    def hooked():
-        optimizer = make()
+    def hooked(*parts):
+        optimizer = make_optimizer(*parts)
         optimizer.register_step_pre_hook(lambda *_: values.append(record()))
         return optimizer
 
-    trainer._make_optimizer = hooked
+    monkeypatch.setattr("r2d2fast.train.trainer.make_optimizer", hooked)
     return values
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_step_takes_its_learning_rate_from_the_schedule():
+def test_every_step_takes_its_learning_rate_from_the_schedule(monkeypatch):
     trainer = make_trainer()
-    lrs = recorded(trainer, lambda: trainer.optimizer.param_groups[0]["lr"])
+    lrs = recorded(monkeypatch, lambda: trainer.optimizer.param_groups[0]["lr"])
     run_all(trainer)
     assert len(lrs) == STEPS
     assert lrs[:4] == pytest.approx([0.05, 0.05 * 0.8535533905932737, 0.025, 0.05 * 0.1464466094067262])
@@ -80,20 +80,20 @@ def test_every_step_takes_its_learning_rate_from_the_schedule():
     assert [row["lr"] for row in trainer.rows] == pytest.approx([0.05, 0.025, 0.1, 0.1, 0.02, 0.02, 0.01, 0.005])
 
 
-def test_momentum_is_kept_through_stage_2_and_starts_anew_with_each_stage():
+def test_momentum_is_kept_through_stage_2_and_starts_anew_with_each_stage(monkeypatch):
     trainer = make_trainer()
 
     def moving():
         return any(state["momentum_buffer"].count_nonzero() for state in trainer.optimizer.state.values())
 
-    steps_with_momentum = recorded(trainer, moving)
+    steps_with_momentum = recorded(monkeypatch, moving)
     run_all(trainer)
     assert [n for n, has_momentum in enumerate(steps_with_momentum) if not has_momentum] == [0, 4, 20]
 
 
-def test_every_step_is_made_in_training_mode_also_after_predictions_and_evaluations():
+def test_every_step_is_made_in_training_mode_also_after_predictions_and_evaluations(monkeypatch):
     trainer = make_trainer()
-    training = recorded(trainer, lambda: (trainer.model.training, trainer.d2_loss.training))
+    training = recorded(monkeypatch, lambda: (trainer.model.training, trainer.d2_loss.training))
     run_all(trainer)
     assert training == [(True, True)] * STEPS
 

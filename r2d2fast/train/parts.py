@@ -1,0 +1,67 @@
+"""What a trainer is made of, as a configuration has it."""
+
+import torch
+from torch import Tensor, nn
+
+from r2d2fast import BankError, PseudoLabelBank
+from r2d2fast.models import make_model
+from r2d2fast.train.config import Config
+from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.precision import DTYPES
+from r2d2fast.train.ranks import Ranks
+
+
+def make_network(config: Config, shape: tuple[int, int, int], num_classes: int, device: torch.device) -> nn.Module:
+    """The backbone for images of ``shape`` (C, H, W). Raises ConfigError for one that is not there, or takes no such images."""
+    try:
+        model = make_model(
+            config.backbone,
+            num_classes,
+            shape[0],
+            shape[1],
+            bn_groups=config.bn_groups,
+            pretrained=config.pretrained,
+        )
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"--backbone {config.backbone}: {error}") from error
+    # Channels last: 1.2 to 1.5 times faster a step on a CPU for the digits network.
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def make_bank(config: Config, labels: Tensor, num_classes: int, ranks: Ranks) -> PseudoLabelBank:
+    """This rank's bank, for its own samples' labels. Raises ConfigError where it cannot be made."""
+    storage = config.bank_storage
+    if storage not in ("device", "pinned") and ranks.count > 1:
+        storage = f"{storage}.{ranks.rank}"
+    dtype = DTYPES[config.bank_dtype]
+    try:
+        return PseudoLabelBank(
+            labels,
+            num_classes,
+            config.label_scale,
+            dtype,
+            ranks.device,
+            storage,
+            "nearest" if dtype == torch.float32 else "stochastic",
+            config.seed,
+        )
+    except (ValueError, BankError) as error:
+        raise ConfigError(f"--bank-storage {config.bank_storage}: {error}") from error
+
+
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD, whose learning rate the trainer sets at every step."""
+    # Fused: a fifth of the time for the digits network on a CPU, and on a GPU a GradScaler needs no look at the device.
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=0.0,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    if config.momentum > 0:
+        # PyTorch leaves it uninitialised where a GradScaler skips the first step.
+        for parameter in model.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
