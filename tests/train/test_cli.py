@@ -20,8 +20,8 @@ from tests.data.photographs import write_tree
 
 @pytest.mark.parametrize("dataset", ["digits", "cifar10"])
 def test_help_gives_every_flag_its_meaning_and_says_where_the_sources_are(dataset, capsys, monkeypatch):
-    # Wide enough that no flag named within a help text begins a line.
-    monkeypatch.setenv("COLUMNS", "400")
+    # Narrow enough for one box below another, wide enough that no flag named within a help text begins a line.
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["--dataset", dataset, "--help"])
     assert exit_info.value.code == 0
