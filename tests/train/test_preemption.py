@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -36,9 +37,20 @@ def test_a_checkpoint_is_written_when_it_is_due_and_not_otherwise():
     assert watched.saves == 2
 
 
-def test_after_sigterm_the_next_pause_saves_and_stops_with_status_143():
+@pytest.fixture
+def handler():
+    """A handler of SIGTERM of the process's own."""
+
+    def own(number, frame):
+        raise AssertionError("the process's own handler")
+
+    before = signal.signal(signal.SIGTERM, own)
+    yield own
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_after_sigterm_the_next_pause_saves_and_stops_with_status_143(handler):
     watched = Watched()
-    before = signal.getsignal(signal.SIGTERM)
     with watched.pauses.watching():
         watched.pauses()
         signal.raise_signal(signal.SIGTERM)
@@ -47,7 +59,7 @@ def test_after_sigterm_the_next_pause_saves_and_stops_with_status_143():
             watched.pauses()
     assert error.value.status == 143
     assert watched.saves == 1
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_only_the_first_sigterm_is_heard():
@@ -190,6 +202,27 @@ def test_checkpoints_within_epochs_are_those_asked_for_in_minutes(
         *((7, 4), (8, 0)),
         *((8, 1), (8, 4), (9, 0)),
     ]
+
+
+def test_the_time_that_a_checkpoint_takes_does_not_count(before_pause, train_here, tmp_path, monkeypatch):
+    now, pauses, within = 1e6, 0, []
+
+    def a_minute_later(trainer):
+        nonlocal now, pauses
+        now, pauses = now + 60, pauses + 1
+
+    def ten_minutes(directory, tensors, values, ranks):
+        nonlocal now
+        now += 600
+        if values["step"]:
+            within.append(pauses)
+
+    before_pause(a_minute_later)
+    monkeypatch.setattr("r2d2fast.train.run.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("r2d2fast.train.run.save_checkpoint", ten_minutes)
+    assert train_here("--run-dir", tmp_path / "run", "--stages", "1,2", "--checkpoint-minutes", "3.5") == 0
+    assert len(within) >= 5
+    assert all(later - before >= 4 for before, later in pairwise(within))
 
 
 def test_short_epochs_have_no_checkpoints_within(saved, train_here, tmp_path, monkeypatch):

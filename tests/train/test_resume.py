@@ -8,7 +8,7 @@ import pytest
 from same_run import assert_same_run, metrics
 from tiny_run import train_killed_at_write
 
-from r2d2fast.train.checkpoint import CURRENT, PREVIOUS, TEMPORARY, VALUES
+from r2d2fast.train.checkpoint import CURRENT, PREVIOUS, TEMPORARY, VALUES, find_checkpoint, save_checkpoint
 
 
 def lines(directory):
@@ -106,7 +106,14 @@ def copy(half_done, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "renamed away"])
-def test_a_damaged_checkpoint_costs_one_epoch_and_nothing_else(copy, finished, train_here, capsys, damage):
+def test_a_damaged_checkpoint_costs_one_epoch_and_nothing_else(copy, finished, train_here, capsys, monkeypatch, damage):
+    def save(directory, *state):
+        # The damaged one is gone, or it would now take the place of the good one.
+        path, messages = find_checkpoint(directory)
+        assert (path.name, messages) == (CURRENT, [])
+        save_checkpoint(directory, *state)
+
+    monkeypatch.setattr("r2d2fast.train.run.save_checkpoint", save)
     tensors = copy / CURRENT / "__0_0.distcp"
     if damage == "cut":
         tensors.write_bytes(tensors.read_bytes()[:-100])
