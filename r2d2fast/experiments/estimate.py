@@ -1,0 +1,55 @@
+"""What the runs would be and how long they would take, from a few steps measured with each network."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from r2d2fast.experiments.plan import Run
+from r2d2fast.train.checks import check_schedule
+from r2d2fast.train.config import Config
+from r2d2fast.train.directory import CONFIG, RESULTS
+from r2d2fast.train.dry_run import Speed, duration, measure_speed, scratch_trainer
+from r2d2fast.train.ranks import Ranks
+from r2d2fast.train.schedule import make_schedule
+from r2d2fast.train.trainer import Trainer
+
+
+def print_estimate(directory: Path, base: Config, runs: list[Run], ranks: Ranks, console: Console) -> float:
+    """Print the runs of one data set, with the time of each; the seconds that those take which are not finished.
+
+    ``base`` is what they have in common, ``directory`` where they all are. Raises ConfigError where one of them cannot be.
+    """
+    table = Table(title=f"{len(runs)} runs with {base.dataset}, in {directory}")
+    for heading in ("run", "stages", "epochs", "steps", "time", ""):
+        table.add_column(heading, justify="left" if heading in ("run", "") else "right")
+    measured: dict[str, tuple[Trainer, Speed]] = {}
+    left = 0.0
+    for run in runs:
+        config = run.config
+        if config.backbone not in measured:
+            every_stage = replace(
+                base, backbone=config.backbone, stages=(1, 2, 3), seed=config.seed, split=config.split
+            )
+            trainer = scratch_trainer(every_stage, ranks)
+            measured[config.backbone] = trainer, measure_speed(trainer)
+        trainer, speed = measured[config.backbone]
+        labelled, unlabelled = len(trainer.labelled), len(trainer.unlabelled)
+        if config.num_labels == 0:
+            labelled, unlabelled = int((trainer.data.train_labels >= 0).sum()), 0
+        check_schedule(config, labelled, unlabelled, ranks.count)
+        epochs = make_schedule(config, labelled, unlabelled, ranks.count)
+        seconds = speed.seconds(epochs, len(trainer.data.test), unlabelled)
+        finished = (run.directory / RESULTS).exists()
+        left += 0 if finished else seconds
+        table.add_row(
+            str(run.directory.relative_to(directory)),
+            ",".join(map(str, config.stages)),
+            str(len(epochs)),
+            str(sum(epoch.steps for epoch in epochs)),
+            duration(seconds),
+            "finished" if finished else "begun" if (run.directory / CONFIG).exists() else "",
+        )
+    console.print(table)
+    return left

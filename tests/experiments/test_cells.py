@@ -1,0 +1,183 @@
+"""The cells against DESIGN.md, section 6, written out by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from r2d2fast.experiments.cells import TABLES, Paper, changed, figure2_cells
+from r2d2fast.experiments.plan import Place
+from r2d2fast.train.checks import check_schedule
+from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.recipes import RECIPES, flags
+from r2d2fast.train.schedule import make_schedule
+
+CIFAR10 = RECIPES["cifar10"].config
+FROM_STAGE_1 = {"stages": (2, 3)}
+
+# Table 1: stage 2 once is D2 up to the first reprediction of the recipe; 0.12 is its learning rate there.
+TABLE1 = {
+    "d2": (
+        {"stage2.epochs": 300, "stage2.repredict_epochs": (), "stage2.lrs": (0.12,)},
+        6.71,
+    ),
+    "repeated": ({"stage2.repredict": False, "stage2.lrs": (0.12,) * 5}, 6.37),
+    "repredicted": ({"stage2.lrs": (0.12,) * 5}, 6.23),
+    "lowered": ({"stage2.repredict": False}, 5.94),
+    "r2d2": ({}, 5.78),
+}
+ABLATIONS = {
+    "table1": TABLE1,
+    "table2": {
+        "alpha0.1": ({"alpha": 0.1}, 5.78),
+        "alpha0.2": ({"alpha": 0.2}, 5.44),
+        "alpha0.3": ({"alpha": 0.3}, 5.81),
+        "alpha0.4": ({"alpha": 0.4}, 5.90),
+        "alpha0.5": ({"alpha": 0.5}, 6.11),
+    },
+    "table3": {
+        "beta0.01": ({"beta": 0.01}, 5.62),
+        "beta0.02": ({"beta": 0.02}, 5.75),
+        "beta0.03": ({"beta": 0.03}, 5.78),
+        "beta0.04": ({"beta": 0.04}, 5.83),
+        "beta0.05": ({"beta": 0.05}, 5.76),
+    },
+    "table4": {
+        "kl_reverse": ({"class_loss": "kl_reverse"}, 5.78),
+        "kl": ({"class_loss": "kl"}, 8.06),
+        "mse": ({"class_loss": "mse"}, 6.35),
+    },
+}
+COMPARISONS = {
+    "table5": ("imagenet", Paper(52.23, None, 27.54), Paper(41.55, None, 19.52)),
+    "table6": ("cifar100", Paper(38.36), Paper(32.87, 0.51)),
+    "table7": ("cifar10", Paper(14.90), Paper(5.72, 0.06)),
+    "table8": ("svhn", Paper(11.27), Paper(3.64, 0.20)),
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_what_the_cells_of_the_ablation_set_and_what_the_paper_has_there(name):
+    assert TABLES[name].dataset == "cifar10"
+    cells = TABLES[name].cells(CIFAR10)
+    assert [cell.name for cell in cells] == list(ABLATIONS[name])
+    for cell, (switches, error) in zip(cells, ABLATIONS[name].values(), strict=True):
+        assert cell.switches == FROM_STAGE_1 | switches
+        assert cell.paper == Paper(error)
+        assert cell.start is not None
+        assert (cell.start.name, cell.start.switches) == ("stage1", {"stages": (1,)})
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_what_the_other_tables_compare(name):
+    dataset, labels_alone, r2d2 = COMPARISONS[name]
+    assert TABLES[name].dataset == dataset
+    cells = TABLES[name].cells(RECIPES[dataset].config)
+    assert [(cell.row, cell.switches, cell.paper) for cell in cells] == [
+        ("labels alone", {"stages": (1,)}, labels_alone),
+        ("all labels", {"stages": (1,), "num_labels": 0}, Paper(None, None, None)),
+        ("R2-D2", {"stages": (2, 3)}, r2d2),
+    ]
+    assert [cell.start and cell.start.name for cell in cells] == [None, None, "stage1"]
+
+
+def test_there_are_the_tables_1_to_8():
+    assert list(TABLES) == [f"table{number}" for number in range(1, 9)] == [*ABLATIONS, *COMPARISONS]
+
+
+def test_predictions_and_learning_rates_of_table_1():
+    seen = {}
+    for cell in TABLES["table1"].cells(CIFAR10):
+        config = replace(changed(CIFAR10, cell.switches), pretrained=Path("stage1.safetensors"))
+        check_schedule(config, 4000, 46_000, 1)
+        stage2 = [epoch for epoch in make_schedule(config, 4000, 46_000) if epoch.stage == 2]
+        assert len(make_schedule(config, 4000, 46_000)) == len(stage2) + 50
+        seen[cell.row[0]] = ([e.epoch for e in stage2 if e.predicts], [e.lr(0) for e in stage2])
+    all_epochs, falling = [0.12] * 600, [0.12] * 375 + [0.08] * 75 + [0.04] * 75 + [0.004] * 75
+    assert seen == {
+        "a": ([0], [0.12] * 300),
+        "b": ([0], all_epochs),
+        "c": ([0, 300, 375, 450, 525], all_epochs),
+        "d": ([0], falling),
+        "e": ([0, 300, 375, 450, 525], falling),
+    }
+
+
+def test_switches_change_what_they_name_and_nothing_else():
+    config = changed(CIFAR10, {"alpha": 0.5, "stage2.lrs": (1.0,), "stage2.epochs": 7, "stages": (1,)})
+    before, after = flags(CIFAR10), flags(config)
+    assert {name: value for name, value in after.items() if value != before[name]} == {
+        "alpha": 0.5,
+        "stage2.lrs": (1.0,),
+        "stage2.epochs": 7,
+        "stages": (1,),
+    }
+
+
+def test_table_1_needs_repredictions():
+    with pytest.raises(ConfigError, match=r"table1 .* the recipe of mnist has none: give --stage2\.epochs"):
+        TABLES["table1"].cells(RECIPES["mnist"].config)
+
+
+@pytest.mark.parametrize(("dataset", "epochs", "lr"), [("mnist", 30, 0.05), ("digits", 60, 0.12)])
+def test_figure_2_is_stage_1_and_d2_alone_of_the_network_with_two_features(dataset, epochs, lr):
+    stage1, d2 = figure2_cells(RECIPES[dataset].config)
+    assert stage1.switches == {"backbone": "lenet2d", "stages": (1,)}
+    assert d2.start is stage1
+    assert d2.switches == {
+        "backbone": "lenet2d",
+        "stages": (2,),
+        "stage2.epochs": epochs,
+        "stage2.repredict_epochs": (),
+        "stage2.lrs": (lr,),
+    }
+
+
+# --- the runs
+
+
+def place(seed=0, split=0, base=CIFAR10):
+    return Place(Path("all/cifar10"), base, seed, split)
+
+
+def test_the_ablation_takes_sixteen_runs_a_seed_of_which_one_is_stage_1_and_one_r2d2():
+    cells = [cell for name in ABLATIONS for cell in TABLES[name].cells(CIFAR10)]
+    assert len(cells) == 18
+    runs = place(3, 1).runs(cells)
+    names = ["stage1", "d2", "repeated", "repredicted", "lowered", "r2d2"]
+    names += [
+        "alpha0.2",
+        "alpha0.3",
+        "alpha0.4",
+        "alpha0.5",
+        "beta0.01",
+        "beta0.02",
+        "beta0.04",
+        "beta0.05",
+        "kl",
+        "mse",
+    ]
+    assert [run.directory for run in runs] == [Path("all/cifar10/seed3-split1") / name for name in names]
+    assert {(run.config.seed, run.config.split) for run in runs} == {(3, 1)}
+    assert all(run.config.run_dir == run.directory for run in runs)
+    stage1 = Path("all/cifar10/seed3-split1/stage1/network.safetensors")
+    assert [run.config.pretrained for run in runs] == [None] + [stage1] * 15
+
+
+def test_cells_of_one_directory_have_one_configuration():
+    base = replace(CIFAR10, alpha=0.3)
+    seen = {}
+    for name in TABLES:
+        for cell in TABLES[name].cells(base):
+            run = place(base=base).run(cell)
+            assert seen.setdefault(run.directory, run.config) == run.config
+    # The command line's own alpha is R2-D2's now, and the recipe's has a directory.
+    assert place(base=base).run(TABLES["table2"].cells(base)[2]).directory.name == "r2d2"
+    assert place(base=base).run(TABLES["table2"].cells(base)[0]).directory.name == "alpha0.1"
+
+
+def test_the_tables_of_one_data_set_share_stage_1_and_r2d2_with_the_ablation():
+    runs = place().runs(TABLES["table7"].cells(CIFAR10))
+    assert [run.directory.name for run in runs] == ["stage1", "all-labels", "r2d2"]
+    assert [run.config.num_labels for run in runs] == [4000, 0, 4000]
+    assert runs[2] == place().run(TABLES["table1"].cells(CIFAR10)[4])

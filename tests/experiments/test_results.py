@@ -1,0 +1,130 @@
+import json
+
+import pytest
+from rich.console import Console
+
+from r2d2fast.experiments.cells import TABLES, Cell, Paper, Table
+from r2d2fast.experiments.results import Filled, Measured
+from r2d2fast.train.errors import TrainingError
+from r2d2fast.train.recipes import RECIPES
+
+
+def result(seed, *errors, top5=None):
+    """Of a run with stages that end with these errors."""
+    stages = [{"stage": 3 - len(errors) + place + 1, "test_error": error} for place, error in enumerate(errors)]
+    kinds = {"test_error": errors[-1]} | ({} if top5 is None else {"test_error_top5": top5})
+    return {"seed": seed, "split": seed + 1, "seconds": 10.0, "stages": stages} | kinds
+
+
+def table(paper=Paper(6.0, 0.5)):  # noqa: B008
+    cells = [Cell("one", "first way", {"alpha": 0.2}, paper), Cell("two", "second way", {"alpha": 0.3})]
+    return Table("ways to train", "cifar10", lambda config: cells), cells
+
+
+def filled(results, dataset="cifar10", paper=Paper(6.0, 0.5)):  # noqa: B008
+    definition, cells = table(paper)
+    measured = [Measured(cell, of_cell) for cell, of_cell in zip(cells, results, strict=True)]
+    return Filled("table9", definition, dataset, 4000, measured)
+
+
+RESULTS = [[result(0, 8.0, 6.5), result(1, 9.0, 7.5)], [result(0, 5.0), result(1, 4.0)]]
+
+
+def test_ours_beside_the_papers_and_the_difference():
+    one = filled(RESULTS)
+    assert one.columns() == (
+        ["", "after stage 2", "ours", "paper", "difference"],
+        [
+            ["first way", "8.50 ± 0.71", "7.00 ± 0.71", "6.00 ± 0.50", "+1.00"],
+            ["second way", "–", "4.50 ± 0.71", "–", "–"],
+        ],
+    )
+    assert one.title == (
+        "Table 9: ways to train. Test error in percent after the last epoch on cifar10 with 4000 labels, seed/split 0/1, 1/2: "
+        "mean ± standard deviation"
+    )
+
+
+def test_of_another_data_set_the_papers_are_for_orientation_and_there_is_no_difference():
+    headings, rows = filled(RESULTS, "digits").columns()
+    assert headings == ["", "after stage 2", "ours", "paper, on cifar10"]
+    assert rows[0] == ["first way", "8.50 ± 0.71", "7.00 ± 0.71", "6.00 ± 0.50"]
+
+
+def test_one_seed_has_no_deviation():
+    headings, rows = filled([[result(0, 8.0)], [result(0, 5.0)]]).columns()
+    assert headings == ["", "ours", "paper", "difference"]
+    assert rows == [["first way", "8.00", "6.00 ± 0.50", "+2.00"], ["second way", "5.00", "–", "–"]]
+    assert "±" not in filled([[result(0, 8.0)], [result(0, 5.0)]]).title
+
+
+def test_top_5_errors_where_the_runs_have_them():
+    results = [[result(0, 50.0, top5=25.0), result(1, 52.0, top5=26.0)], [result(0, 40.0, top5=20.0)] * 2]
+    headings, rows = filled(results, paper=Paper(52.0, None, 27.5)).columns()
+    assert headings == [
+        "",
+        "ours top-1",
+        "paper top-1",
+        "difference top-1",
+        "ours top-5",
+        "paper top-5",
+        "difference top-5",
+    ]
+    assert rows[0] == ["first way", "51.00 ± 1.41", "52.00", "-1.00", "25.50 ± 0.71", "27.50", "-2.00"]
+    assert rows[1][4] == "20.00 ± 0.00"
+
+
+def test_the_printed_table_says_all_of_it():
+    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
+    filled(RESULTS).print(console)
+    text = console.export_text()
+    for part in ("Table 9: ways to train", "first way", "7.00 ± 0.71", "6.00 ± 0.50", "+1.00"):
+        assert part in text
+
+
+def test_markdown_and_json(tmp_path):
+    filled(RESULTS).write(tmp_path)
+    lines = (tmp_path / "table9.md").read_text().splitlines()
+    assert lines[0].startswith("Table 9: ways to train. ")
+    assert lines[2:5] == [
+        "|  | after stage 2 | ours | paper | difference |",
+        "| --- | --- | --- | --- | --- |",
+        "| first way | 8.50 ± 0.71 | 7.00 ± 0.71 | 6.00 ± 0.50 | +1.00 |",
+    ]
+    content = json.loads((tmp_path / "table9.json").read_text())
+    assert (content["table"], content["dataset"], content["paper_dataset"], content["labels"]) == (
+        "table9",
+        "cifar10",
+        "cifar10",
+        4000,
+    )
+    first = content["cells"][0]
+    assert first["test_error"] == {
+        "mean": 7.0,
+        "std": pytest.approx(0.5**0.5),
+        "paper": 6.0,
+        "difference": 1.0,
+        "runs": [6.5, 7.5],
+    }
+    assert (first["row"], first["switches"], first["after_stage2"]) == ("first way", {"alpha": 0.2}, [8.0, 9.0])
+    assert (first["seeds"], first["splits"], first["seconds"]) == ([0, 1], [1, 2], 20.0)
+    assert content["cells"][1]["test_error"]["difference"] is None
+
+
+def test_json_of_another_data_set_has_no_difference(tmp_path):
+    filled(RESULTS, "digits").write(tmp_path)
+    assert json.loads((tmp_path / "table9.json").read_text())["cells"][0]["test_error"]["difference"] is None
+
+
+def test_a_table_that_cannot_be_written_is_an_error_with_the_way_out(tmp_path):
+    with pytest.raises(TrainingError, match=r"cannot write .*table9\.md: .*name another --run-dir"):
+        filled(RESULTS).write(tmp_path / "missing")
+
+
+def test_every_table_of_the_paper_can_be_filled():
+    for name, definition in TABLES.items():
+        base = RECIPES[definition.dataset].config
+        cells = [Measured(cell, [result(0, 5.0)]) for cell in definition.cells(base)]
+        one = Filled(name, definition, definition.dataset, base.num_labels, cells)
+        assert len(one.columns()[1]) == len(cells)
+        assert one.title.startswith(f"Table {name[-1]}: ")
