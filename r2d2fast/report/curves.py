@@ -60,8 +60,8 @@ def pseudo_label_figures(group: Group) -> list[Figure]:
         (
             CONFIDENCE,
             "Confidence on unlabelled samples",
-            "mean of the largest probability, in percent. D2 makes pseudo-labels flatter than predictions (Theorem 2); "
-            "a reprediction sets them back",
+            "mean of the largest probability, in percent. With class loss kl_reverse pseudo-labels end up flatter than "
+            "predictions (Theorem 2); a reprediction sets them equal",
             ".1f",
         ),
         (
@@ -74,7 +74,8 @@ def pseudo_label_figures(group: Group) -> list[Figure]:
         (
             (Curve("share", "theorem2_share", 100, " %"),),
             "Theorem 2",
-            "share of samples, in percent, whose pseudo-label gives the predicted class no more than the prediction does",
+            "share of samples, in percent, whose pseudo-label gives the predicted class no more than the prediction does; "
+            "all of them, says the theorem, where training with class loss kl_reverse has converged",
             ".1f",
         ),
         (

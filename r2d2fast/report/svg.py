@@ -73,7 +73,7 @@ class Chart:
         root = _root(WIDTH, HEIGHT, self._alternative())
         for tick in y_ticks:
             _line(root, "grid", LEFT, up(tick), WIDTH - RIGHT, up(tick))
-            _text(root, "tick end", LEFT - 6, up(tick) + 4, f"{tick:g}".replace("e-0", "e-"))
+            _text(root, "tick end", LEFT - 6, up(tick) + 4, _short(f"{tick:g}"))
         for tick in x_ticks:
             _text(root, "tick middle", across(tick), HEIGHT - BOTTOM + 16, f"{tick:g}")
         _line(root, "axis", LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM)
@@ -98,7 +98,7 @@ class Chart:
         return _string(root)
 
     def _value(self, series: Series) -> str:
-        return f"{series.points[-1][1]:{self.form}}{series.unit}"
+        return _short(f"{series.points[-1][1]:{self.form}}{series.unit}")
 
     def _alternative(self) -> str:
         ends = [f"{series.name} ends at {self._value(series)}" for series in self.series if series.points]
@@ -168,7 +168,9 @@ def _ticks(low: float, high: float, integer: bool = False) -> list[float]:
     """Round numbers from at most ``low`` to at least ``high``, those of an integer axis within it."""
     if high == low:
         low, high = low - 0.5 * (not integer), high + 0.5
-    values = [float(value) for value in MaxNLocator(nbins=5, integer=integer).tick_values(low, high)]
+    values = [
+        float(value) for value in MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=integer).tick_values(low, high)
+    ]
     return [value for value in values if low <= value <= high] if integer else values
 
 
@@ -203,6 +205,10 @@ def _text(root: Element, kind: str, x: float, y: float, text: str) -> None:
 
 def _number(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
+
+
+def _short(number: str) -> str:
+    return number.replace("e-0", "e-")
 
 
 def _string(root: Element) -> str:

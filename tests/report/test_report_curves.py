@@ -86,7 +86,7 @@ def test_theorems_are_drawn_where_they_were_measured(tmp_path, charts):
     assert [chart.series[0].points[-1] for chart in charts[1:]] == [(3, 0.25), (3, 75.0), (3, 2e-7)]
     assert all(chart.marks == [1.5] for chart in charts)
     assert ">0.250<" in figures[1].svg
-    assert ">2.0e-07<" in figures[3].svg
+    assert ">2.0e-7<" in figures[3].svg
 
 
 def test_a_theorem_that_is_not_about_the_class_loss_is_left_out(tmp_path, charts):

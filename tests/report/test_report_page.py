@@ -168,6 +168,7 @@ def test_no_name_breaks_the_markdown_table(tmp_path):
     row = table.markdown().splitlines()[-1]
     assert len(cells(row)) == 2
     assert "<" not in row
+    assert row.endswith(r"| x\\\|y |")  # a bare backslash would undo the one before the bar
 
 
 def test_the_source_of_each_setting(tmp_path):

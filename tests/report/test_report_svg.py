@@ -43,6 +43,21 @@ def test_an_error_of_zero_has_a_place_on_a_logarithmic_axis():
     assert paths["line s0"][0][1][1] == pytest.approx(HEIGHT - BOTTOM)
 
 
+def test_errors_far_below_a_percent_have_places_of_their_own():
+    _, texts, paths = drawn(Chart("T", [Series("error", [(0, 0.01), (1, 0.05), (2, 1.0)])], "epochs", log=True).svg())
+    assert [texts[0], texts[2]] == ["0.01", "0.05"]
+    heights = [y for _, y in paths["line s0"][0]]
+    assert heights == sorted(heights, reverse=True)
+    assert len(set(heights)) == 3
+
+
+def test_labels_of_small_numbers_fit_beside_the_axis():
+    _, texts, _ = drawn(Chart("T", [Series("drift", [(0, 0.0), (1, 1.3e-6)])], "epochs", form=".1e").svg())
+    ticks = [text for text in texts if "e-" in text]
+    assert {"5e-7", "1.3e-6"} <= set(ticks)
+    assert max(map(len, ticks)) <= 6
+
+
 @pytest.mark.parametrize("points", [[(1, 3.0)], [(1, 3.0), (2, 3.0)], [(1, 0.0), (2, 0.0)]])
 @pytest.mark.parametrize("log", [False, True])
 def test_one_value_alone_is_drawn_within_the_chart(points, log):
