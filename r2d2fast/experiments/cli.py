@@ -160,7 +160,7 @@ def _run(options: Options, ranks: Ranks, console: Console) -> None:
                 results[one.directory] = _results(one, ranks, console)
         places, base = _places(options, name), options.bases[name]
         if name == FIGURE2:
-            path = ranks.first(lambda: draw_figure2(*runs, directory=places[0].directory, ranks=ranks))  # noqa: B023
+            path = ranks.first(lambda: draw_figure2(runs[0], runs[1], places[0].directory, ranks))  # noqa: B023
             console.print(f"{path}, and its data in {path.with_suffix('.npz')}", highlight=False, soft_wrap=True)
             continue
         cells = [

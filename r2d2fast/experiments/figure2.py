@@ -1,6 +1,7 @@
 """Figure 2 of the paper: the two features of every training image after stage 1, and after D2."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,11 @@ def draw_figure2(stage1: Run, d2: Run, directory: Path, ranks: Ranks) -> Path:
     np.savez_compressed(buffer, stage1=features["stage 1"], d2=features["D2"], classes=classes, labelled=labelled)
     write_atomically(directory / "figure2.npz", buffer.getvalue())
     path = directory / "figure2.png"
-    write_atomically(path, _picture(features, classes, labelled, dataset))
+    picture = io.BytesIO()
+    figure = four_panels(features, classes, labelled, dataset.class_names)
+    FigureCanvasAgg(figure)
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomically(path, picture.getvalue())
     return path
 
 
@@ -52,33 +57,33 @@ def _features(run: Run, dataset: Dataset, ranks: Ranks) -> np.ndarray:
     return torch.cat([model.features(images).cpu() for images in dataset.train.batches(order, None, 0)]).numpy()
 
 
-def _picture(features: dict[str, np.ndarray], classes: np.ndarray, labelled: np.ndarray, dataset: Dataset) -> bytes:
+def four_panels(
+    features: dict[str, np.ndarray], classes: np.ndarray, labelled: np.ndarray, class_names: Sequence[str]
+) -> Figure:
+    """The figure: a row for each of ``features`` ``[M, 2]``, labelled samples to the left, all to the right."""
     figure = Figure(figsize=(10, 10), layout="constrained")
     # A scale for each network: its features are its own.
     axes = figure.subplots(2, 2, sharex="row", sharey="row")
     for row, (title, points) in zip(axes, features.items(), strict=True):
         for axis, shown, panel in zip(row, (labelled, np.ones_like(labelled)), PANELS, strict=True):
-            _scatter(axis, points[shown], classes[shown], dataset)
+            _scatter(axis, points[shown], classes[shown], class_names)
             axis.set_title(f"after {title}: {panel}")
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return figure
 
 
-def _scatter(axis: Axes, points: np.ndarray, classes: np.ndarray, dataset: Dataset) -> None:
+def _scatter(axis: Axes, points: np.ndarray, classes: np.ndarray, class_names: Sequence[str]) -> None:
     size = 20 if len(points) < 2000 else 2
-    colours = colormaps["tab10" if dataset.num_classes <= 10 else "turbo"]
+    colours = colormaps["tab10" if len(class_names) <= 10 else "turbo"]
     for number in np.unique(classes):
         x, y = points[classes == number].T
         if number < 0:
             axis.scatter(x, y, s=size, color="lightgrey", linewidths=0, zorder=1)
             continue
-        place = number if dataset.num_classes <= 10 else number / (dataset.num_classes - 1)
+        place = number if len(class_names) <= 10 else number / (len(class_names) - 1)
         axis.scatter(x, y, s=size, color=colours(place), linewidths=0, zorder=2)
         # Names beside the colours, for those who do not see them.
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
-        name, middle = str(dataset.class_names[number]), (float(np.median(x)), float(np.median(y)))
+        name, middle = class_names[number], (float(np.median(x)), float(np.median(y)))
         axis.text(*middle, name, ha="center", va="center", fontweight="bold", bbox=box, zorder=3)
     axis.set(xlabel="feature 1", ylabel="feature 2")
     axis.grid(alpha=0.3)

@@ -1,0 +1,341 @@
+import json
+import multiprocessing
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from r2d2fast.data import load_dataset
+from r2d2fast.experiments import cli
+from r2d2fast.experiments.figure2 import four_panels
+from r2d2fast.models import make_model
+from r2d2fast.train import cli as train_cli
+from r2d2fast.train import run
+from tests.train.tiny_run import TINY
+
+DIGITS = ["--dataset", "digits", *TINY]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The same number of threads in every process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run_command(arguments):
+    """In a process that can be killed, with a checkpoint after every epoch."""
+    torch.set_num_threads(1)
+    run.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    run.CHECKPOINT_SHARE = 0
+    raise SystemExit(cli.main(arguments))
+
+
+@pytest.fixture(scope="module")
+def start():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["r2d2fast.experiments.cli", "torch._dynamo", "pytest"])
+    processes = []
+
+    def begin(*arguments):
+        process = context.Process(target=run_command, args=(list(map(str, arguments)),))
+        process.start()
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture(scope="module")
+def table1(tmp_path_factory):
+    """The run directory of Table 1 with two seeds of tiny runs."""
+    directory = tmp_path_factory.mktemp("table1") / "all"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert cli.main(["table1", *DIGITS, "--seeds", "0,1", "--run-dir", str(directory)]) == 0
+    torch.set_num_threads(before)
+    return directory
+
+
+def results(directory):
+    return json.loads((directory / "results.json").read_text())
+
+
+def metrics(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(rows):
+    times = ("seconds", "images_per_second", "outside_network")
+    return [{name: value for name, value in row.items() if name not in times} for row in rows]
+
+
+# --- what the runs are
+
+
+def test_table_1_holds_what_its_runs_have_measured(table1):
+    content = json.loads((table1 / "digits" / "table1.json").read_text())
+    names = ["d2", "repeated", "repredicted", "lowered", "r2d2"]
+    assert [cell["row"][0] for cell in content["cells"]] == list("abcde")
+    for cell, name in zip(content["cells"], names, strict=True):
+        runs = [results(table1 / "digits" / f"seed{seed}-split{seed}" / name) for seed in (0, 1)]
+        assert cell["test_error"]["runs"] == [one["test_error"] for one in runs]
+        assert cell["after_stage2"] == [one["stages"][0]["test_error"] for one in runs]
+        assert cell["test_error"]["difference"] is None
+    assert "paper, on cifar10" in (table1 / "digits" / "table1.md").read_text()
+
+
+def test_all_cells_are_the_same_run_up_to_the_first_reprediction(table1):
+    first = {}
+    for name in ("d2", "repeated", "repredicted", "lowered", "r2d2"):
+        rows = [row for row in metrics(table1 / "digits/seed1-split1" / name) if row["stage"] == 2]
+        assert len(rows) == (2 if name == "d2" else 5)
+        first[name] = without_times(rows)[:2]
+        repredicted = [row["epoch"] for row in rows if row["repredicted"]]
+        assert repredicted == ([2, 4] if name in ("repredicted", "r2d2") else [])
+        lrs = [row["lr"] for row in rows]
+        falls = name in ("lowered", "r2d2")
+        assert lrs == [0.1, 0.1, 0.05, 0.05, 0.01][: len(rows)] if falls else set(lrs) == {0.1}
+    assert all(rows == first["r2d2"] for rows in first.values())
+
+
+def test_stages_2_and_3_from_a_shared_stage_1_are_those_of_a_whole_run_to_the_last_bit(table1, tmp_path):
+    directory = tmp_path / "whole"
+    assert train_cli.main([*TINY, "--seed", "1", "--run-dir", str(directory)]) == 0
+    shared = table1 / "digits/seed1-split1"
+    parts = metrics(shared / "stage1") + metrics(shared / "r2d2")
+    assert without_times(metrics(directory)) == without_times(parts)
+    assert results(directory)["test_error"] == results(shared / "r2d2")["test_error"]
+
+
+def test_stage_2_needs_the_network_of_stage_1(capsys, tmp_path):
+    for stages in ("2", "2,3", "3"):
+        assert train_cli.main([*TINY, "--stages", stages, "--run-dir", str(tmp_path / "run")]) == 2
+        assert (
+            f"--stages {stages}: accepted are 1, 1,2 and 1,2,3, and with --pretrained 2 and 2,3"
+            in capsys.readouterr().err
+        )
+
+
+def test_a_second_table_runs_only_what_the_first_has_not(table1, tmp_path, capsys, monkeypatch):
+    directory = tmp_path / "all"
+    shutil.copytree(table1, directory)
+    # Paths to stage 1's network are part of a run's settings.
+    for path in directory.glob("digits/*/*/config.json"):
+        path.write_text(path.read_text().replace(str(table1), str(directory)))
+    trained = []
+    train = cli.run
+    monkeypatch.setattr(cli, "run", lambda config, place, *rest: trained.append(place) or train(config, place, *rest))
+    command = ["table1", "table4", *DIGITS, "--seeds", "0", "--run-dir", str(directory)]
+    assert cli.main([*command, "--resume"]) == 0
+    assert trained == [directory / "digits/seed0-split0" / name for name in ("kl", "mse")]
+    assert len((directory / "digits/table4.md").read_text().splitlines()) == 7
+    trained.clear()
+    assert cli.main([*command, "--resume"]) == 0
+    assert trained == []
+    # Without --resume nothing that is there is touched, and with other settings nothing is mixed.
+    assert cli.main(command) == 2
+    assert "already holds a run: go on with it by --resume" in capsys.readouterr().err
+    assert cli.main([*command, "--resume", "--alpha", "0.2"]) == 2
+    assert "another configuration: alpha is 0.1 there, 0.2 asked for" in capsys.readouterr().err
+    assert trained == []
+
+
+def test_labels_alone_all_labels_and_r2d2_with_splits(tmp_path):
+    command = ["table7", *DIGITS, "--seeds", "5", "--splits", "2,3", "--run-dir", str(tmp_path)]
+    assert cli.main(command) == 0
+    content = json.loads((tmp_path / "digits/table7.json").read_text())
+    assert [cell["splits"] for cell in content["cells"]] == [[2, 3]] * 3
+    assert [cell["seeds"] for cell in content["cells"]] == [[5, 5]] * 3
+    alone, every, r2d2 = (cell["test_error"]["runs"] for cell in content["cells"])
+    assert results(tmp_path / "digits/seed5-split3/all-labels")["num_labels"] == 0
+    # 1437 labels against 50, in four epochs.
+    assert max(every) < min(alone)
+    assert len(r2d2) == 2
+
+
+# --- resuming
+
+
+@pytest.mark.parametrize("killed_in", ["stage1", "repeated"])
+def test_killed_and_resumed_a_table_ends_as_if_left_alone(start, table1, tmp_path, killed_in):
+    directory = tmp_path / "all"
+    command = ["table1", *DIGITS, "--seeds", "0", "--run-dir", directory]
+    process = start(*command)
+    inside = directory / "digits/seed0-split0" / killed_in
+    while not (inside / "checkpoint").exists() and process.is_alive():
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (inside / "results.json").exists()
+    again = start(*command, "--resume")
+    again.join()
+    assert again.exitcode == 0
+    for name in ("stage1", "d2", "repeated", "repredicted", "lowered", "r2d2"):
+        whole = table1 / "digits/seed0-split0" / name
+        assert without_times(metrics(directory / "digits/seed0-split0" / name)) == without_times(metrics(whole))
+    table, whole = (json.loads((path / "digits/table1.json").read_text()) for path in (directory, table1))
+    for cell, other in zip(table["cells"], whole["cells"], strict=True):
+        assert cell["test_error"]["runs"] == other["test_error"]["runs"][:1]
+
+
+# --- the dry run
+
+
+def test_a_dry_run_lists_the_runs_with_their_times_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert (
+        cli.main(
+            ["table1", "table4", "figure2", *DIGITS, "--seeds", "4", "--dry-run", "--run-dir", str(tmp_path / "all")]
+        )
+        == 0
+    )
+    text = capsys.readouterr().out
+    assert "10 runs with digits" in text
+    names = ["stage1", "d2", "repeated", "repredicted", "lowered", "r2d2", "kl", "mse", "lenet2d-stage1", "lenet2d-d2"]
+    lines = [line for line in text.splitlines() if "seed4-split4/" in line]
+    assert [line.split()[1] for line in lines] == [f"seed4-split4/{name}" for name in names]
+    # Stages, epochs, steps: 1387 unlabelled samples make 4 batches of 300, 1437 samples 3 of 512 in stage 3.
+    assert [line.split()[3:8:2] for line in lines[:3]] == [["1", "4", "4"], ["2,3", "4", "14"], ["2,3", "7", "26"]]
+    assert "for what is not finished" in text
+    assert not (tmp_path / "all").exists()
+
+
+def test_a_dry_run_says_what_is_finished_and_what_cannot_be(table1, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    command = ["table1", *DIGITS, "--dry-run", "--run-dir", str(table1)]
+    assert cli.main([*command, "--seeds", "0,2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [("finished" in line) for line in lines if "/r2d2" in line] == [True, False]
+    assert cli.main([*command, "--stage2.lrs", "0.1"]) == 2
+    assert "--stage2.lrs 0.1: 1 learning rates, 2 repredictions" in capsys.readouterr().err
+
+
+# --- Figure 2
+
+
+def test_figure_2_from_8_by_8_pixels(tmp_path, capsys):
+    command = ["figure2", *DIGITS, "--num-labels", "100", "--run-dir", str(tmp_path)]
+    assert cli.main(command) == 0
+    assert "figure2.png, and its data in" in capsys.readouterr().out.replace("\n", "")
+    data = np.load(tmp_path / "digits/figure2.npz")
+    assert {name: (data[name].shape, str(data[name].dtype)) for name in data} == {
+        "stage1": ((1437, 2), "float32"),
+        "d2": ((1437, 2), "float32"),
+        "classes": ((1437,), "int64"),
+        "labelled": ((1437,), "bool"),
+    }
+    assert data["labelled"].sum() == 100
+    assert (np.bincount(data["classes"][data["labelled"]]) == 10).all()
+    assert not np.allclose(data["stage1"], data["d2"])
+    assert (tmp_path / "digits/figure2.png").read_bytes().startswith(b"\x89PNG")
+    # By definition, all images at once.
+    dataset = load_dataset("digits", tmp_path, torch.device("cpu"), False)
+    everything = torch.arange(1437)
+    (images,) = dataset.train.batches([(everything, everything)], None, 0)
+    for name, cell in (("stage1", "lenet2d-stage1"), ("d2", "lenet2d-d2")):
+        network = tmp_path / "digits/seed0-split0" / cell / "network.safetensors"
+        model = make_model("lenet2d", 10, 1, 8, pretrained=network).eval()
+        torch.testing.assert_close(torch.from_numpy(data[name]), model.features(images).detach(), rtol=1e-4, atol=1e-4)
+    assert cli.main([*command, "--resume"]) == 0
+
+
+def test_the_four_panels_show_labelled_and_all_samples_after_each_part():
+    points = {"stage 1": np.arange(40.0).reshape(20, 2), "D2": -np.arange(40.0).reshape(20, 2)}
+    classes = np.array([0, 1, 2, -1] * 5)
+    labelled = np.arange(20) < 3
+    figure = four_panels(points, classes, labelled, ["cat", "dog", "owl"])
+    panels = figure.axes
+    assert [panel.get_title() for panel in panels] == [
+        "after stage 1: labelled samples",
+        "after stage 1: all samples",
+        "after D2: labelled samples",
+        "after D2: all samples",
+    ]
+    for panel, part, shown in zip(panels, ["stage 1"] * 2 + ["D2"] * 2, [labelled, labelled >= 0] * 2, strict=True):
+        drawn = np.concatenate([collection.get_offsets() for collection in panel.collections])
+        assert sorted(map(tuple, drawn)) == sorted(map(tuple, points[part][shown]))
+        # Each class in a colour and under its name; those that nobody knows in grey, without one.
+        assert [text.get_text() for text in panel.texts] == ["cat", "dog", "owl"]
+        assert len({tuple(collection.get_facecolor()[0]) for collection in panel.collections}) == 3 + (
+            -1 in classes[shown]
+        )
+
+
+# --- command lines that cannot be
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table9"], "table9: no experiment; accepted, before the flags: table1, table2"),
+        ([], "nothing: no experiment; accepted, before the flags: table1"),
+        (["--alpha", "0.2", "table1"], "nothing: no experiment"),
+        (["table1", "--dataset", "mnits"], "--dataset mnits: unknown; accepted: digits, mnist"),
+        (["table1", "--seed", "1"], "--seed: a flag of single runs; here: --seeds"),
+        (["table1", "--split_file=x"], "--split-file: a flag of single runs; here: --splits"),
+        (["table1", "--stages", "1"], "--stages: a flag of single runs"),
+        (["table1", "--seeds", "0,1", "--splits", "0,1,2"], "--seeds 0,1: must be one number, or 3"),
+        (["table1", "--seeds", "1,1"], "--seeds 1,1: must be different numbers"),
+        (["table1", "--seeds=-1"], "--seeds -1: must be different numbers, from 0 on"),
+        (
+            ["table1", "--dataset", "mnist"],
+            "table1 switches repredictions off and on, but the recipe of mnist has none",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(arguments, message, tmp_path, capsys):
+    for dry_run in ([], ["--dry-run"]):
+        assert cli.main([*arguments, *dry_run, "--run-dir", str(tmp_path / "all")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "all").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--seeds", "0,x"], ["--alhpa", "0.1"], ["--stage2.lrs"]])
+def test_what_is_no_flag_or_no_value_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["table1", "--dataset", "digits", *arguments])
+    assert exit_info.value.code == 2
+    assert arguments[0].removeprefix("--") in capsys.readouterr().err
+
+
+def test_missing_data_is_named_with_what_belongs_there(tmp_path, capsys):
+    assert cli.main(["table7", "--data-dir", str(tmp_path), "--run-dir", str(tmp_path / "all")]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "numbers"),
+    [
+        ([], [(0, 0), (1, 1), (2, 2)]),
+        (["--seeds", "3,4"], [(3, 3), (4, 4)]),
+        (["--splits", "5,6"], [(5, 5), (6, 6)]),
+        (["--seeds", "0,1,2", "--splits", "7"], [(0, 7), (1, 7), (2, 7)]),
+        (["--seeds", "3", "--splits", "0,1"], [(3, 0), (3, 1)]),
+        (["--seeds", "3,4", "--splits", "1,0"], [(3, 1), (4, 0)]),
+    ],
+)
+def test_seeds_and_splits(flags, numbers):
+    assert cli.parse(["table1", *flags]).numbers == numbers
+
+
+def test_each_experiment_has_the_papers_data_set_unless_another_is_named():
+    bases = cli.parse(["all", "--alpha", "0.2"]).bases
+    assert {name: base.dataset for name, base in bases.items()} == {
+        **{f"table{number}": "cifar10" for number in (1, 2, 3, 4, 7)},
+        "table5": "imagenet",
+        "table6": "cifar100",
+        "table8": "svhn",
+        "figure2": "mnist",
+    }
+    assert {base.alpha for base in bases.values()} == {0.2}
+    assert {base.dataset for base in cli.parse(["all", "--dataset", "digits"]).bases.values()} == {"digits"}
