@@ -6,9 +6,9 @@ from torch import Tensor, nn
 class LeNet2D(nn.Module):
     """LeNet-5 whose penultimate layer has two units, which a scatter plot shows as they are.
 
-    5×5 convolutions of 6 (padded by 2) and 16 channels, each with ReLU and 2×2 maximum pooling; linear 120, 84, 2; linear N. The
-    paper names the network and the two features; ReLU, maximum pooling and the linear layer from 84 to 2 are ours. Images below 12
-    pixels, of which nothing would be left, have the second convolution padded by 2, too.
+    5×5 convolutions of 6 (padded by 2) and 16 channels, each with ReLU and 2×2 maximum pooling; linear 120, 84, 2; linear N.
+    The paper names the network and the two features; ReLU, maximum pooling and the linear layer from 84 to 2 are ours. Images
+    below 12 pixels, of which nothing would be left, have the second convolution padded by 2, too.
 
     Input float ``[B, in_channels, image_size, image_size]``, ``image_size`` at least 4; output logits ``[B, num_classes]``.
     """

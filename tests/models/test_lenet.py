@@ -31,7 +31,10 @@ def test_convolutions_are_those_of_lenet_5():
 def test_small_images_are_padded_so_that_a_2_by_2_map_is_left_of_8_pixels():
     network = LeNet2D(10, 1, 8)
     assert network.body[:6](torch.zeros(1, 1, 8, 8)).shape == (1, 16, 2, 2)
-    assert [module.padding for module in LeNet2D(10, 1, 12).body if isinstance(module, torch.nn.Conv2d)] == [(2, 2), (0, 0)]
+    assert [module.padding for module in LeNet2D(10, 1, 12).body if isinstance(module, torch.nn.Conv2d)] == [
+        (2, 2),
+        (0, 0),
+    ]
 
 
 def test_two_features_are_enough_to_tell_the_digits_apart():
