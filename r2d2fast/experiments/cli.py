@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def _run(options: Options, ranks: Ranks, console: Console) -> None:
                 results[one.directory] = _results(one, ranks, console)
         places, base = _places(options, name), options.bases[name]
         if name == FIGURE2:
-            path = ranks.first(lambda: draw_figure2(runs[0], runs[1], places[0].directory, ranks))  # noqa: B023
+            path = ranks.first(partial(draw_figure2, runs[0], runs[1], places[0].directory, ranks))
             console.print(f"{path}, and its data in {path.with_suffix('.npz')}", highlight=False, soft_wrap=True)
             continue
         cells = [
@@ -168,7 +169,7 @@ def _run(options: Options, ranks: Ranks, console: Console) -> None:
             for cell in TABLES[name].cells(base)
         ]
         filled = Filled(name, TABLES[name], base.dataset, base.num_labels, cells)
-        ranks.first(lambda: filled.write(places[0].directory))  # noqa: B023
+        ranks.first(partial(filled.write, places[0].directory))
         filled.print(console)
 
 

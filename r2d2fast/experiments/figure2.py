@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ def draw_figure2(stage1: Run, d2: Run, directory: Path, ranks: Ranks) -> Path:
     ``classes``, int64 ``[M]``, the true ones, −1 where nobody knows; ``labelled``, bool ``[M]``. Raises TrainingError where
     something cannot be read or written.
     """
-    dataset, labels = load_data(d2.config, ranks)
+    # By now it is there, and other ranks, for which a download waits, do not come here.
+    dataset, labels = load_data(replace(d2.config, download=False), ranks)
     features = {"stage 1": _features(stage1, dataset, ranks), "D2": _features(d2, dataset, ranks)}
     classes, labelled = dataset.train_labels.numpy(), (labels >= 0).numpy()
     buffer = io.BytesIO()
