@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ import pytest
 from same_run import assert_same_run
 from tiny_run import train_terminated_twice
 
+from r2d2fast.train.checkpoint import CURRENT, read_values
 from r2d2fast.train.errors import PreemptedError
 from r2d2fast.train.preemption import STEPS_BETWEEN_AGREEMENTS, Pauses
 from r2d2fast.train.ranks import Ranks
@@ -135,6 +137,27 @@ def test_terminated_again_and_again_a_run_ends_as_if_left_alone(
     assert len(places) >= 10
     assert set(places) == {"step", "prediction", "evaluation"}
     assert_same_run(directory, finished)
+
+
+def test_the_time_of_an_epoch_counts_what_was_spent_before_it_was_resumed(before_pause, train_here, tmp_path):
+    directory = tmp_path / "run"
+    stopped = False
+
+    def terminate_late(trainer):
+        nonlocal stopped
+        if not stopped and len(trainer.rows) == 2:
+            stopped = True
+            time.sleep(1)
+            signal.raise_signal(signal.SIGTERM)
+
+    before_pause(terminate_late)
+    assert train_here("--stages", "1", "--run-dir", directory) == 143
+    before = read_values(directory / CURRENT)
+    assert before["seconds"] >= 1
+    assert train_here("--stages", "1", "--resume", "--run-dir", directory) == 0
+    seconds = [json.loads(line)["seconds"] for line in (directory / "metrics.jsonl").open()]
+    assert seconds[:2] == [row["seconds"] for row in before["rows"]]
+    assert seconds[2] > before["seconds"]
 
 
 @pytest.mark.parametrize("epochs", [1, 5])
