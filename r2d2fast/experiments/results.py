@@ -55,11 +55,13 @@ class Filled:
     def title(self) -> str:
         """What the figures are."""
         first = self.cells[0].results
-        pairs = ", ".join(f"{result['seed']}/{result['split']}" for result in first)
+        pairs = [(result["seed"], result["split"]) for result in first]
+        same = all(seed == split for seed, split in pairs)
+        numbers = ", ".join(str(seed) if same else f"{seed}/{split}" for seed, split in pairs)
         labels = f"{self.labels} labels" if self.labels else "every label"
         return (
             f"{self.name.replace('table', 'Table ')}: {self.table.title}. Test error in percent after the last epoch on "
-            f"{self.dataset} with {labels}, seed/split {pairs}"
+            f"{self.dataset} with {labels}, {'seeds and splits' if same else 'seed/split'} {numbers}"
             + (": mean ± standard deviation" if len(first) > 1 else "")
         )
 

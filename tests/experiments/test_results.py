@@ -58,6 +58,11 @@ def test_one_seed_has_no_deviation():
     assert "±" not in filled([[result(0, 8.0)], [result(0, 5.0)]]).title
 
 
+def test_seeds_that_are_their_splits_are_named_once():
+    of_cell = [result(seed, 8.0) | {"split": seed} for seed in (0, 3)]
+    assert filled([of_cell, of_cell]).title.endswith("seeds and splits 0, 3: mean ± standard deviation")
+
+
 def test_top_5_errors_where_the_runs_have_them():
     results = [[result(0, 50.0, top5=25.0), result(1, 52.0, top5=26.0)], [result(0, 40.0, top5=20.0)] * 2]
     headings, rows = filled(results, paper=Paper(52.0, None, 27.5)).columns()
