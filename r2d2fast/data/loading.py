@@ -44,7 +44,7 @@ def load_batches(load: Load[Batch], order: Order, workers: int, pin: bool = Fals
         # The workers' seeds, which nothing here uses, would otherwise be drawn from the generator that dropout draws from.
         generator=torch.Generator(),
     )
-    with _child_signal_kept():
+    with _child_signal_kept(), _termination_left_to_the_trainer():
         batches = iter(loader)
     while True:
         try:
@@ -80,6 +80,20 @@ class _Loading(Dataset[Batch], Generic[Batch]):
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+@contextmanager
+def _termination_left_to_the_trainer() -> Iterator[None]:
+    """Processes that start in the context do not hear SIGTERM, which schedulers send to all processes of a job at once.
+
+    The trainer, which then saves a checkpoint, would find its loader dead: 1 of 4 runs ended without one. The workers end
+    with the process that started them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

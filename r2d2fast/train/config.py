@@ -162,7 +162,8 @@ class Config:
     """Write metrics for TensorBoard, too, into the run directory (pip install "r2d2fast[tensorboard]")."""
 
     profile: bool = False
-    """Write trace.json, of a few steps of each stage, into the run directory: for chrome://tracing or ui.perfetto.dev."""
+    """Write trace-stage1.json and so on, of a few steps of each stage, into the run directory, for chrome://tracing or
+    ui.perfetto.dev."""
 
     onnx: bool = False
     """Write network.onnx, too, at the end (pip install "r2d2fast[onnx]")."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from r2d2fast import BankError, PseudoLabelBank
-from r2d2fast.models import make_model
+from r2d2fast.models import PretrainedError, make_model
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.precision import DTYPES
@@ -22,6 +22,8 @@ def make_network(config: Config, shape: tuple[int, int, int], num_classes: int, 
             bn_groups=config.bn_groups,
             pretrained=config.pretrained,
         )
+    except PretrainedError as error:
+        raise ConfigError(f"--pretrained {config.pretrained}: {error}") from error
     except (ValueError, ImportError) as error:
         raise ConfigError(f"--backbone {config.backbone}: {error}") from error
     # Channels last: 1.2 to 1.5 times faster a step on a CPU for the digits network.

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,3 +105,26 @@ def test_an_order_given_up_leaves_no_process():
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_sigterm_to_all_processes_is_the_trainers_to_hear():
+    """Schedulers send it to a whole job; the loader has to go on until the checkpoint is written."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    try:
+        order = [(torch.tensor([number]), torch.tensor([number])) for number in range(40)]
+        batches = load_batches(_processes, order, workers=2)
+        workers = {next(batches) for _ in range(4)}
+        for process in [*workers, os.getpid()]:
+            os.kill(process, signal.SIGTERM)
+        assert len(list(batches)) == 36
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [1]
+    for process in workers:
+        assert not Path(f"/proc/{process}").exists()
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+def _processes(index, draws):
+    return os.getpid()

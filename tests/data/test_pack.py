@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import shutil
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from r2d2fast.data.errors import DataError
 from r2d2fast.data.folder import load_folder, load_imagenet
 from r2d2fast.data.pack import main, pack
 from r2d2fast.data.packed import open_packed
+from tests.limits import file_size_limit
 
 CPU = torch.device("cpu")
 ORDER = [(torch.tensor([3, 0, 11]), torch.tensor([5, 6, 7]))]
@@ -230,13 +230,8 @@ def test_nothing_is_packed_twice_or_over(root, packed, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(root, tmp_path, capsys):
-    # A file beyond the limit is an OSError, as on a full disk.
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
+    with file_size_limit(20_000):
         status = main([str(root), str(tmp_path / "packed"), "--workers", "0"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert status == 1
     message = f"cannot write {tmp_path}/packed.partial/train.images: File too large. Free some space"
     assert message in capsys.readouterr().err

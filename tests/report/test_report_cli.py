@@ -1,6 +1,5 @@
 import json
 import re
-import resource
 
 import pytest
 import torch
@@ -8,6 +7,7 @@ from made_runs import make_run
 
 from r2d2fast.report.cli import main
 from r2d2fast.train import cli as train
+from tests.limits import file_size_limit
 
 TINY = [
     *("--stage1.epochs=20", "--stage1.cosine-epochs=20", "--stage2.epochs=3", "--stage2.repredict-epochs=2"),
@@ -96,12 +96,8 @@ def test_on_a_full_disk_the_page_before_stays(tmp_path, capsys):
     output = tmp_path / "report.html"
     assert main([str(tmp_path / "run"), "--output", str(output)]) == 0
     before = output.read_text()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
-    try:
+    with file_size_limit(4000):
         assert main([str(tmp_path / "run"), "--output", str(output)]) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert re.search(r"cannot write .*report.html: .*File too large.*another --output", capsys.readouterr().err)
     assert output.read_text() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md", "run"]

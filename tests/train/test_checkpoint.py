@@ -1,7 +1,6 @@
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
 
@@ -23,6 +22,7 @@ from r2d2fast.train.checkpoint import (
 )
 from r2d2fast.train.errors import TrainingError
 from r2d2fast.train.ranks import Ranks
+from tests.limits import file_size_limit
 
 FILES = [".metadata", "__0_0.distcp", MANIFEST, VALUES]
 
@@ -57,14 +57,6 @@ def directory(tmp_path):
     save(tmp_path, 1)
     save(tmp_path, 2)
     return tmp_path
-
-
-@pytest.fixture
-def limit_file_size():
-    """Lets a test cut files off after so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_no_checkpoint_yet(tmp_path):
@@ -169,6 +161,15 @@ def test_a_checkpoint_of_another_network_does_not_fit(directory):
             load_tensors(path, {"network": network}, Ranks())
 
 
+def test_an_error_of_no_words_is_named_by_its_kind(directory, monkeypatch):
+    def fail(*arguments, **options):
+        raise EOFError
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(TrainingError, match="does not fit this run: EOFError"):
+        load_tensors(directory / CURRENT, tensors(0), Ranks())
+
+
 # --- disks
 
 
@@ -185,12 +186,10 @@ def assert_as_it_was(directory, content):
         (100_000, 100, 1_000_000, rf"{TEMPORARY}/{VALUES}: File too large"),
     ],
 )
-def test_files_cut_short_by_a_limit_leave_the_checkpoints_as_they_were(
-    directory, limit_file_size, limit, tensor, text, named
-):
+def test_files_cut_short_by_a_limit_leave_the_checkpoints_as_they_were(directory, limit, tensor, text, named):
     before = {path: path.read_bytes() for path in directory.glob("*/*")}
-    limit_file_size(limit)
-    with pytest.raises(TrainingError, match=f"cannot write {directory}/{named}.*--resume") as error:
+    refused = pytest.raises(TrainingError, match=f"cannot write {directory}/{named}.*--resume")
+    with refused as error, file_size_limit(limit):
         save_checkpoint(directory, {"bank": torch.zeros(tensor)}, {"text": "x" * text}, Ranks())
     assert "ree some space" in str(error.value)
     assert "\n" not in str(error.value)

@@ -1,9 +1,11 @@
+import errno
+import fcntl
 import json
 import os
 import re
-import resource
 import shutil
 import signal
+import time
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from r2d2fast.train import cli
 from r2d2fast.train.config import Config, Stage1, Stage2, Stage3
 from r2d2fast.train.recipes import RECIPES, flags
 from tests.data.photographs import write_tree
+from tests.limits import file_size_limit
 
 # --- the command line
 
@@ -193,6 +196,21 @@ def test_an_image_that_cannot_be_decoded_is_named_or_counted(folder, workers, tm
     assert "1 images could not be decoded" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--translate=4", "--translate 4: must be 0 for photographs"),
+        ("--cutout=4", "--cutout 4: must be 0 for photographs"),
+        ("--image-size=33", "--image-size 33: must be 1 to --resize 32"),
+        ("--workers=-1", "--workers -1: must be at least 0"),
+    ],
+)
+def test_what_photographs_cannot_have_is_refused_by_its_flag(flag, message, folder, tmp_path, capsys):
+    assert cli.main([*folder[1], flag, "--run-dir", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 # --- weights and splits of one run for another
 
 
@@ -246,6 +264,31 @@ def test_a_run_directory_that_holds_a_run_is_refused_without_resume(finished, tr
     assert f"{finished} already holds a run" in error
     assert "--resume" in error
     assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path, start_run, train_here, finished, capsys):
+    directory = tmp_path / "run"
+    process = start_run("--run-dir", directory)
+    while not (directory / "checkpoint").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    assert train_here("--resume", "--run-dir", directory) == 2
+    assert f"another process is training in {directory}: wait for it" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+    process.kill()
+    process.join()
+    assert train_here("--resume", "--run-dir", directory) == 0
+    assert_same_run(directory, finished)
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, train_here, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    assert train_here("--stages", "1", "--run-dir", tmp_path / "run") == 0
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "checkpoint.previous", "results.json", "metrics.jsonl"])
@@ -334,12 +377,8 @@ def test_a_run_directory_that_cannot_be_written_is_named(tmp_path, train_here, c
 @pytest.mark.parametrize(("limit", "named"), [(500, "config.json"), (50_000, "checkpoint.tmp")])
 def test_a_full_disk_costs_nothing_but_the_wait(tmp_path, train_here, finished, capsys, limit, named):
     directory = tmp_path / "run"
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
+    with file_size_limit(limit):
         assert train_here("--run-dir", directory) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     error = capsys.readouterr().err
     assert f"cannot write {directory / named}: " in error
     assert "--resume" in error
@@ -351,13 +390,9 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training(tmp_path, train_here, 
     directory = shutil.copytree(finished, tmp_path / "run")
     for name in ("results.json", "network.safetensors", "labelled.txt"):
         (directory / name).unlink()
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit, named in ((100, "labelled.txt"), (10_000, "curves.png"), (80_000, "network.safetensors")):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        try:
+        with file_size_limit(limit):
             assert train_here("--run-dir", directory, "--resume") == 1
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         error = capsys.readouterr().err
         assert f"cannot write {directory / named}: File too large" in error
         assert not (directory / "results.json").exists()
