@@ -154,7 +154,7 @@ def test_activations_in_groups_of_batch_norm_and_in_16_bits():
 def test_parameters_and_their_copies_under_autocast_are_no_activations(precision, monkeypatch):
     """The images, 64 numbers, and 1000 hidden ones, beside two layers of 64 000 and 4000 weights."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 1000), nn.ReLU(), nn.Linear(1000, 4))
-    monkeypatch.setattr("r2d2fast.train.trainer.make_model", lambda *_, **options: network)
+    monkeypatch.setattr("r2d2fast.train.parts.make_model", lambda *_, **options: network)
     kept = dry_run._activation_bytes(make_trainer(replace(CONFIG, precision=precision)))
     size = 4 if precision == "float32" else 2
     assert kept == size * (64 + 1000)

@@ -30,7 +30,7 @@ def dropout(monkeypatch):
         network = make_model(*arguments, **options)
         return nn.Sequential(*network[:-1], nn.Dropout(0.3), network[-1])
 
-    monkeypatch.setattr(trainer_module, "make_model", make)
+    monkeypatch.setattr("r2d2fast.train.parts.make_model", make)
 
 
 @pytest.mark.usefixtures("dropout")
