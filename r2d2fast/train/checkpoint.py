@@ -146,7 +146,7 @@ def _problem(checkpoint: Path) -> str | None:
 def _reason(error: CheckpointException) -> str:
     """The first rank's own error, in one line."""
     failure = next(iter(error.failures.values()))[0]
-    return str(failure).splitlines()[0] or type(failure).__name__
+    return (str(failure).splitlines() or [type(failure).__name__])[0]
 
 
 def _digest(path: Path) -> str:
