@@ -60,6 +60,16 @@ def check_values(config: Config, image_side: int, ranks: int) -> None:
             )
 
 
+def check_photographs(config: Config) -> None:
+    """Raise ConfigError for what images that are decoded and cropped at random cannot have."""
+    _require(config.workers >= 0, "--workers", config.workers, "at least 0")
+    _require(
+        1 <= config.image_size <= config.resize, "--image-size", config.image_size, f"1 to --resize {config.resize}"
+    )
+    for flag, pixels in (("--translate", config.translate), ("--cutout", config.cutout)):
+        _require(pixels == 0, flag, pixels, "0 for photographs, which are cropped at random")
+
+
 def check_schedule(config: Config, labelled: int, unlabelled: int, ranks: int) -> None:
     """Raise ConfigError where numbers do not fit one another, or so many samples and processes."""
     one, two = config.stage1, config.stage2

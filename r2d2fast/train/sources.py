@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from r2d2fast.data import DataError, Dataset, load_dataset, load_folder, load_imagenet, read_split, split_labels
+from r2d2fast.train.checks import check_photographs
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.ranks import Ranks
@@ -22,6 +23,7 @@ def load_data(config: Config, ranks: Ranks) -> tuple[Dataset, Tensor]:
 
 def _load(config: Config, ranks: Ranks) -> Dataset:
     if config.dataset in ("imagenet", "folder"):
+        check_photographs(config)
         load = load_imagenet if config.dataset == "imagenet" else load_folder
         return load(
             config.data_dir,
