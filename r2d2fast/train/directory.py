@@ -1,6 +1,10 @@
 """A run's own directory: whose run it holds, and the files in it."""
 
+import errno
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from r2d2fast.train.checkpoint import CURRENT, PREVIOUS
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError, TrainingError
 from r2d2fast.train.files import write_atomically, writing
+from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import flags
 
 CONFIG = "config.json"
@@ -20,6 +25,7 @@ RESULTS = "results.json"
 SPLIT = "labelled.txt"
 NETWORK = "network.safetensors"
 ONNX = "network.onnx"
+LOCK = "lock"
 # A directory with any of them holds a run.
 RUN_FILES = (CONFIG, CURRENT, PREVIOUS, METRICS, RESULTS)
 
@@ -60,6 +66,31 @@ def open_directory(directory: Path, config: Config) -> dict[str, Any] | None:
             "Resume it with the same flags, or name another --run-dir"
         )
     return _read_json(directory / RESULTS) if RESULTS in found else None
+
+
+@contextmanager
+def locked(directory: Path, ranks: Ranks) -> Iterator[None]:
+    """Keep every other process from training in ``directory`` while the context lasts; all ranks of the run enter it.
+
+    Two runs that write one checkpoint at once can leave none that is good. Raises ConfigError where another has it. File systems
+    without locks give none.
+    """
+    with ExitStack() as held:
+        ranks.first(lambda: _lock(directory / LOCK, held))
+        yield
+
+
+def _lock(path: Path, held: ExitStack) -> None:
+    with writing(path):
+        file = held.enter_context(path.open("a"))
+    try:
+        # Of the process, and gone with it: loader processes that outlive a killed one for seconds do not hold it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise ConfigError(
+                f"another process is training in {path.parent}: wait for it or end it, or name another --run-dir"
+            ) from error
 
 
 def keep_split_file(directory: Path, dataset: Dataset, labels: Tensor) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from r2d2fast.models import export_onnx, export_safetensors
 from r2d2fast.train.checkpoint import find_checkpoint, keep_good, load_tensors, read_values, save_checkpoint
 from r2d2fast.train.config import Config
-from r2d2fast.train.directory import NETWORK, ONNX, keep_split_file, open_directory, write_results
+from r2d2fast.train.directory import NETWORK, ONNX, keep_split_file, locked, open_directory, write_results
 from r2d2fast.train.errors import ConfigError, DivergenceError, TrainingError
 from r2d2fast.train.files import write_atomically
 from r2d2fast.train.metrics import Metrics
@@ -48,13 +48,14 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
     if finished is not None:
         console.print(f"{directory} holds a finished run; nothing to do.", soft_wrap=True)
         return finished
-    ranks.first(lambda: keep_split_file(directory, trainer.data, trainer.labels))
-    if config.resume:
-        _resume(trainer, directory, console)
-    _train(trainer, directory, console)
-    results = summarize(config, trainer.rows) | {"machine": machine(ranks), "versions": versions()}
-    # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
-    ranks.first(lambda: _finish(trainer, directory, results))
+    with locked(directory, ranks):
+        ranks.first(lambda: keep_split_file(directory, trainer.data, trainer.labels))
+        if config.resume:
+            _resume(trainer, directory, console)
+        _train(trainer, directory, console)
+        results = summarize(config, trainer.rows) | {"machine": machine(ranks), "versions": versions()}
+        # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
+        ranks.first(lambda: _finish(trainer, directory, results))
     return results
 
 
