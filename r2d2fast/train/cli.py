@@ -46,7 +46,8 @@ def exit_status(program: str, act: Callable[[], None]) -> int:
     try:
         act()
     except TrainingError as error:
-        if _is_first() or isinstance(error, LostRankError):
+        # The first process of each machine, for what may be wrong with one of several.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LostRankError):
             print(f"{program}: {error}", file=sys.stderr)
         return error.status
     except (DataError, LoaderError) as error:

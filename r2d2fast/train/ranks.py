@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -77,6 +77,20 @@ class Ranks:
             raise outcome[1]
         return outcome[0]
 
+    def all(self, function: Callable[[], T]) -> T:
+        """What ``function`` returns on this rank, or on every rank the TrainingError of the first rank on which it raises one."""
+        result, errors = cast(T, None), cast(list[TrainingError | None], [None] * self.count)
+        try:
+            result = function()
+        except TrainingError as error:
+            errors[self.rank] = error
+        if self.count > 1:
+            dist.all_gather_object(errors, errors[self.rank])
+        for raised in errors:
+            if raised is not None:
+                raise raised
+        return result
+
     def share_buffers(self, module: nn.Module) -> None:
         """Give all ranks rank 0's buffers (running statistics), as DistributedDataParallel does before a training step."""
         if self.count > 1:
@@ -107,6 +121,12 @@ def resolve_device(name: str) -> torch.device:
             raise ConfigError(f"--device {name}: under torchrun each process takes its own; accepted: cpu, cuda, auto")
         if name == "cuda":
             name = f"cuda:{os.environ['LOCAL_RANK']}"
+            processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+            if processes > gpus:  # found by each process: one that has a GPU would wait for those that have none
+                raise ConfigError(
+                    f"--device cuda: {processes} processes and {gpus} GPUs on this machine; accepted: torchrun "
+                    f"--nproc-per-node of at most {gpus}, or --device cpu"
+                )
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -79,7 +79,7 @@ class Trainer:
         self.precision = Precision(config.precision, device)
         self.optimizer = make_optimizer(config, self.model)
         self._own(0)
-        self.bank = make_bank(config, labels[self._samples], dataset.num_classes, ranks)
+        self.bank = ranks.all(lambda: make_bank(config, labels[self._samples], dataset.num_classes, ranks))
         self.d2_loss = FusedD2Loss(
             self.bank, config.alpha, config.beta, config.label_lr, class_loss=config.class_loss, statistics=True
         )
@@ -185,8 +185,8 @@ class Trainer:
         """Each rank divides by its share of the global batch, as gradients are averaged over ranks."""
         if epoch.stage == 2:
             return self._d2
-        # True labels of labelled samples, argmax of the pseudo-label for the others, which stage 1 does not draw.
-        targets = self.hard_labels()
+        # Stage 1 draws no unlabelled sample, and the pseudo-labels of a large bank take long to read.
+        targets = self.labels.to(self.ranks.device) if epoch.stage == 1 else self.hard_labels()
 
         def cross_entropy(logits: Tensor, index: Tensor, total: int) -> tuple[Tensor, Tensor]:
             leaf = logits.requires_grad_()
@@ -215,10 +215,14 @@ class Trainer:
         self._own(self._last_prediction())
         own = self._samples[: len(self.bank.pseudo_logits)]
         local = torch.arange(len(own), device=self.ranks.device)
+        finite = True
         for index, logits in zip(_pieces(local), self.evaluate(self.data.train, own, pause), strict=True):
-            if not torch.isfinite(logits).all():
-                raise DivergenceError(f"predicted logits are not finite after {len(self.rows)} epochs; {DIVERGED}")
+            finite = bool(torch.isfinite(logits).all())
+            if not finite:
+                break
             self.bank.predict_(index, logits)
+        if self.ranks.largest(not finite):
+            raise DivergenceError(f"predicted logits are not finite after {len(self.rows)} epochs; {DIVERGED}")
         self.theorems.predicted()
 
     def test_errors(self, pause: Callable[[], None] = lambda: None) -> dict[str, float]:

@@ -15,6 +15,7 @@ import torch
 from tiny_run import TINY
 from two_ranks import BothRanksInOne, trained
 
+from r2d2fast.train.cli import exit_status
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.ranks import Ranks, resolve_device
 
@@ -154,3 +155,35 @@ def test_under_torchrun_a_rank_takes_its_own_device(monkeypatch: pytest.MonkeyPa
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match="--device cuda:0: under torchrun each process takes its own"):
         resolve_device("cuda:0")
+
+
+def test_more_processes_than_gpus_are_refused_by_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    for rank in ("0", "7"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(ConfigError, match=r"8 processes and 4 GPUs on this machine; accepted: .* at most 4"):
+            resolve_device("cuda")
+
+
+def test_an_error_of_any_rank_is_said_once(tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    Path(f"{bank}.1").write_bytes(b"somebody's file")
+    output = finish(train_on_two("--run-dir", tmp_path / "run", f"--bank-storage={bank}"), status=1)
+    assert output.count(f"{bank}.1 has 15 bytes") == 1
+    assert "is gone" not in output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("rank", "local_rank", "said"), [(0, 0, True), (1, 1, False), (8, 0, True)])
+def test_the_first_process_of_each_machine_says_what_is_wrong(
+    rank: int, local_rank: int, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+
+    def act() -> None:
+        raise ConfigError("no data here")
+
+    assert exit_status("program", act) == ConfigError.status
+    assert capsys.readouterr().err == ("program: no data here\n" if said else "")

@@ -15,6 +15,7 @@ from r2d2fast.models.batch_norm import GroupedBatchNorm2d
 from r2d2fast.train import trainer as trainer_module
 from r2d2fast.train.errors import ConfigError, DivergenceError
 from r2d2fast.train.parts import make_optimizer
+from r2d2fast.train.ranks import Ranks
 from tests.train.small_data import (
     CONFIG,
     EPOCHS,
@@ -206,6 +207,12 @@ def test_stage_1_sees_only_labelled_samples_and_their_true_labels():
     assert trainer.run_epoch()["train_loss"] != blind.run_epoch()["train_loss"]
 
 
+def test_stage_1_does_not_read_the_bank(monkeypatch):
+    trainer = make_trainer()
+    monkeypatch.setattr(trainer.bank, "hard_labels", lambda: pytest.fail("a bank larger than memory was read"))
+    trainer.run_epoch()
+
+
 def test_stage_3_trains_on_the_hard_labels_of_all_samples(monkeypatch):
     trainer = trainer_after(6)
     orders = list(trainer.order(trainer.schedule[6]))
@@ -370,3 +377,17 @@ def test_predicted_logits_that_are_not_finite_leave_the_bank_alone():
     with pytest.raises(DivergenceError, match="predicted logits are not finite after 4 epochs"):
         trainer.run_epoch()
     assert torch.equal(trainer.bank.pseudo_logits, before)
+
+
+def test_all_ranks_stop_where_one_predicts_what_is_not_finite():
+    class BesideOne(Ranks):
+        """A rank whose own predictions are finite, beside one whose are not."""
+
+        def largest(self, number):
+            assert not number
+            return 1
+
+    trainer = trainer_after(4)
+    trainer.ranks = BesideOne()
+    with pytest.raises(DivergenceError, match="predicted logits are not finite after 4 epochs"):
+        trainer.predict()
