@@ -197,7 +197,8 @@ class Config:
     """Of the pseudo-logits; the 16-bit ones round stochastically, so that small steps add up."""
 
     bank_storage: str = "device"
-    """Where the pseudo-logits are: device; pinned, host memory that the GPU's kernel works in; or a path, a mapped file."""
+    """Where the pseudo-logits are: device; pinned, host memory that the GPU's kernel works in; or, on a CPU, a path, a mapped
+    file."""
 
     momentum: float = 0.9
     """Nesterov momentum of SGD, every stage."""

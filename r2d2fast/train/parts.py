@@ -34,7 +34,7 @@ def make_bank(config: Config, labels: Tensor, num_classes: int, ranks: Ranks) ->
     """This rank's bank, for its own samples' labels. Raises ConfigError where it cannot be made."""
     storage = config.bank_storage
     if storage not in ("device", "pinned") and ranks.count > 1:
-        storage = f"{storage}.{ranks.rank}"
+        storage = f"{storage}.{ranks.rank}-of-{ranks.count}"  # another number of ranks has files of its own
     dtype = DTYPES[config.bank_dtype]
     try:
         return PseudoLabelBank(
@@ -48,7 +48,9 @@ def make_bank(config: Config, labels: Tensor, num_classes: int, ranks: Ranks) ->
             config.seed,
         )
     except (ValueError, BankError) as error:
-        raise ConfigError(f"--bank-storage {config.bank_storage}: {error}") from error
+        raise ConfigError(
+            f"--bank-storage {config.bank_storage}: {error}; accepted: device, pinned on a GPU, a path"
+        ) from error
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:

@@ -73,7 +73,10 @@ class Trainer:
         self.network = self.model
         if config.compile:
             mode = "reduce-overhead" if device.type == "cuda" else "default"
-            self.network = cast(nn.Module, torch.compile(self.model, mode=mode))
+            # Sizes of a batch are few: compiled for any size, a network would serve the usual ones worse. Those of a run before
+            # this one count towards Dynamo's limit of 8.
+            torch.compiler.reset()
+            self.network = cast(nn.Module, torch.compile(self.model, mode=mode, dynamic=False))
         if ranks.count > 1:
             self.network = DistributedDataParallel(self.network, device_ids=[device] if device.type == "cuda" else None)
         self.precision = Precision(config.precision, device)

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -501,3 +502,12 @@ def test_deterministic_holds_for_the_whole_run(tmp_path, train_here, determinist
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     assert train_here("--deterministic", "--stages", "1", "--run-dir", tmp_path / "other") == 0
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_compiled_network_trains_as_the_other_does(finished, tmp_path, train_here):
+    """By the backend of --compile that needs no compiler of code, which is the slow part."""
+    compiled = torch.compile
+    with mock.patch.object(torch, "compile", lambda model, **_: compiled(model, backend="aot_eager", dynamic=False)):
+        assert train_here("--run-dir", tmp_path / "run", "--compile") == 0
+    errors = [json.loads((run / "results.json").read_text())["test_error"] for run in (finished, tmp_path / "run")]
+    assert abs(errors[0] - errors[1]) < 3

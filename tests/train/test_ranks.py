@@ -168,9 +168,9 @@ def test_more_processes_than_gpus_are_refused_by_each_of_them(monkeypatch: pytes
 
 def test_an_error_of_any_rank_is_said_once(tmp_path: Path) -> None:
     bank = tmp_path / "bank"
-    Path(f"{bank}.1").write_bytes(b"somebody's file")
+    Path(f"{bank}.1-of-2").write_bytes(b"somebody's file")
     output = finish(train_on_two("--run-dir", tmp_path / "run", f"--bank-storage={bank}"), status=1)
-    assert output.count(f"{bank}.1 has 15 bytes") == 1
+    assert output.count(f"{bank}.1-of-2 has 15 bytes") == 1
     assert "is gone" not in output
     assert not (tmp_path / "run").exists()
 
