@@ -47,6 +47,7 @@ class PseudoLabelBank:
         pseudo_logits: ``[U, N]``, the rows, in the order of the unlabelled samples.
         slots: int32 ``[M]``, the row number of an unlabelled sample, −1−label of a labelled one.
         step: int64 ``[1]``, the number of updates so far.
+        host_rows: of a pinned bank: the same memory as ``pseudo_logits``, as a tensor of the host; wait for the device before.
         status: int32 ``[2]``, for GPU kernels: blocks that have finished (0 between steps), and what went wrong (:meth:`check`).
 
     Raises:
@@ -85,10 +86,11 @@ class PseudoLabelBank:
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self.status = torch.zeros(2, dtype=torch.int32, device=device)
         self.storage = storage if storage in ("device", "pinned") else Path(storage)
+        self.host_rows: Tensor | None = None
         if storage == "device":
             self.pseudo_logits = torch.zeros(rows, num_classes, dtype=dtype, device=device)
         elif storage == "pinned":
-            self.pseudo_logits = pinned_rows(rows, num_classes, dtype, device)
+            self.pseudo_logits, self.host_rows = pinned_rows(rows, num_classes, dtype, device)
         else:
             self.pseudo_logits = _map_file(Path(storage), rows, num_classes, dtype, device)
 
@@ -265,9 +267,9 @@ class _DeviceView:
         }
 
 
-def pinned_rows(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Rows ``[rows, classes]`` as a CUDA tensor whose memory is the host's. Each starts on a 128-byte line of its own, so that
-    no line crosses the bus for two rows."""
+def pinned_rows(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows ``[rows, classes]`` as a CUDA tensor whose memory is the host's, and the host's tensor. Each starts on a 128-byte
+    line of its own, so that no line crosses the bus for two rows."""
     if device.type != "cuda" or not torch.cuda.is_available():
         reason = f"got device {str(device)!r}" if torch.cuda.is_available() else "PyTorch finds none here"
         raise ValueError(f"storage 'pinned' is for the kernels of a GPU, and {reason}; use 'device' or a path")
@@ -277,7 +279,7 @@ def pinned_rows(rows: int, classes: int, dtype: torch.dtype, device: torch.devic
     view = torch.as_tensor(_DeviceView(host), device=device)
     if view.data_ptr() != host.data_ptr():
         raise BankError(f"PyTorch copied the pinned rows to {device}; set that device before making the bank")
-    return view.view(dtype)[:rows, :classes]
+    return view.view(dtype)[:rows, :classes], host[:rows, :classes]
 
 
 def _map_file(path: Path, rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> Tensor:

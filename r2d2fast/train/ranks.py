@@ -52,6 +52,10 @@ class Ranks:
         """The largest of the ranks' numbers; the hosts wait for each other, the devices do not."""
         return self._reduce(number, dist.ReduceOp.MAX)
 
+    def smallest(self, number: int) -> int:
+        """The smallest of the ranks' numbers."""
+        return self._reduce(number, dist.ReduceOp.MIN)
+
     def total(self, number: int) -> int:
         """The sum of the ranks' numbers."""
         return self._reduce(number, dist.ReduceOp.SUM)

@@ -220,10 +220,10 @@ class Trainer:
         local = torch.arange(len(own), device=self.ranks.device)
         finite = True
         for index, logits in zip(_pieces(local), self.evaluate(self.data.train, own, pause), strict=True):
-            finite = bool(torch.isfinite(logits).all())
-            if not finite:
-                break
-            self.bank.predict_(index, logits)
+            if torch.isfinite(logits).all():
+                self.bank.predict_(index, logits)
+            else:  # on to the end, where all ranks hear of it
+                finite = False
         if self.ranks.largest(not finite):
             raise DivergenceError(f"predicted logits are not finite after {len(self.rows)} epochs; {DIVERGED}")
         self.theorems.predicted()
@@ -273,11 +273,12 @@ class Trainer:
         self.ranks.share_buffers(self.model)
         self.model.eval()
         order = [(index, index) for index in _pieces(samples)]
-        for batch in images.batches(order, None, self.config.seed):
+        common = self.ranks.smallest(len(order))  # ranks have different numbers of batches, but pauses in common
+        for number, batch in enumerate(images.batches(order, None, self.config.seed)):
             with self.precision.autocast():
                 logits = self.model(batch)
             yield logits.float()
-            if self.ranks.count == 1:  # elsewhere ranks have different numbers of batches, and pauses in common
+            if number < common:
                 pause()
 
     # ------------------------------------------------------------------------------------------- state
@@ -286,11 +287,16 @@ class Trainer:
         """The tensors of the state, which share memory with the trainer's; the bank's rows in the order of the partition."""
         state = self.optimizer.state
         momentum = {n: state[p]["momentum_buffer"] for n, p in self.model.named_parameters() if state.get(p)}
-        rows = (len(self.unlabelled), self.data.num_classes)
+        size = (len(self.unlabelled), self.data.num_classes)
+        rows = self.bank.pseudo_logits
+        if self.bank.host_rows is not None:
+            # As a GPU's tensor they would be copied on the GPU first, since they have gaps, and it may be smaller than the bank.
+            rows = self.bank.host_rows
+            torch.cuda.synchronize()
         return {
             "network": self.model.state_dict(),
             "momentum": momentum,
-            "bank": self.ranks.shard(self.bank.pseudo_logits, rows),
+            "bank": self.ranks.shard(rows, size),
             "bank_sums": self.ranks.shard(self.theorems.sums, (len(self.unlabelled), 1)),
         }
 

@@ -300,6 +300,8 @@ class TestPinnedBank:
     def test_takes_no_memory_of_the_gpu(self, device):
         before = torch.cuda.memory_allocated(device)
         bank = make_bank(3000, 1000, storage="pinned", device=device)
+        assert not bank.host_rows.is_cuda
+        assert bank.host_rows.data_ptr() == bank.pseudo_logits.data_ptr()
         assert bank.pseudo_logits.is_cuda
         assert torch.cuda.memory_allocated(device) - before < bank.nbytes / 10
 

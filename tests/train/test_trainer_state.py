@@ -151,3 +151,15 @@ def test_seconds_of_an_epoch_include_those_before_it_was_stopped():
     row = loaded(CONFIG, (json.dumps(earlier), tensors)).run_epoch()
     assert 1000 < row["seconds"] < 1010
     assert row["images_per_second"] > 1  # of this process alone
+
+
+def test_rows_in_pinned_memory_are_saved_from_the_host(monkeypatch):
+    """As a GPU's tensor with gaps they would be copied there first; here a tensor of the host stands for one."""
+    trainer = make_trainer()
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
+    assert trainer.tensors()["bank"] is trainer.bank.pseudo_logits
+    trainer.bank.host_rows = torch.zeros_like(trainer.bank.pseudo_logits)
+    assert not waited
+    assert trainer.tensors()["bank"] is trainer.bank.host_rows
+    assert waited
