@@ -38,10 +38,10 @@ inline bool all_finite(const float* x, int64_t n) {
   return true;
 }
 
-// A gap of more than FLT_MAX to the largest number would make u infinite: gaps are cut to 1e31, and with them the class
+// A gap of more than FLT_MAX to the largest number would make u infinite: gaps are cut to 1e33, and with them the class
 // loss of such a row, which is finite but no longer exact.
 inline const float* tame(const float* x, float largest, float* out, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) out[j] = x[j] > largest - 1e31f ? x[j] : largest - 1e31f;
+  for (int64_t j = 0; j < n; ++j) out[j] = x[j] > largest - 1e33f ? x[j] : largest - 1e33f;
   return out;
 }
 
