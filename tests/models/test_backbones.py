@@ -98,7 +98,14 @@ def test_the_small_network_takes_larger_images(size):
     assert make_model("small", 10, 3, size)(torch.randn(2, 3, size, size)).shape == (2, 10)
 
 
-SMALLEST_AND_ODD = [("lenet2d", 4), ("lenet2d", 11), ("lenet2d", 12), ("lenet2d", 33), ("convlarge", 12), ("shake26-96", 4)]
+SMALLEST_AND_ODD = [
+    ("lenet2d", 4),
+    ("lenet2d", 11),
+    ("lenet2d", 12),
+    ("lenet2d", 33),
+    ("convlarge", 12),
+    ("shake26-96", 4),
+]
 
 
 @pytest.mark.parametrize(("name", "size"), SMALLEST_AND_ODD)
