@@ -1,5 +1,8 @@
 """Batches made by loader processes, ahead of the training that uses them."""
 
+import gc
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -41,6 +44,7 @@ def load_batches(load: Load[Batch], order: Order, workers: int, pin: bool = Fals
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
+        worker_init_fn=_begin_worker,
         # The workers' seeds, which nothing here uses, would otherwise be drawn from the generator that dropout draws from.
         generator=torch.Generator(),
     )
@@ -86,14 +90,29 @@ def _as_it_is(batch: Batch) -> Batch:
 def _termination_left_to_the_trainer() -> Iterator[None]:
     """Processes that start in the context do not hear SIGTERM, which schedulers send to all processes of a job at once.
 
-    The trainer, which then saves a checkpoint, would find its loader dead: 1 of 4 runs ended without one. The workers end
-    with the process that started them.
+    The trainer, which then saves a checkpoint, would find its loader dead: 1 of 4 runs ended without one.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(_: int) -> None:
+    # What a forked worker inherits is not its own to destroy: collecting the copy of a DALI pipeline, whose threads do not exist
+    # here, never ended.
+    gc.freeze()
+    # SIGTERM from the trainer is for the worker to obey. Python sends it to workers that are left when it exits, after an
+    # exception that nobody caught, say, and waits for their end.
+    trainer = multiprocessing.parent_process()
+
+    def obey() -> None:
+        while trainer is not None:
+            if signal.sigwaitinfo({signal.SIGTERM}).si_pid == trainer.pid:
+                os._exit(0)
+
+    threading.Thread(target=obey, daemon=True).start()
 
 
 @contextmanager

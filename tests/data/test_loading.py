@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -115,8 +117,8 @@ def test_sigterm_to_all_processes_is_the_trainers_to_hear():
         order = [(torch.tensor([number]), torch.tensor([number])) for number in range(40)]
         batches = load_batches(_processes, order, workers=2)
         workers = {next(batches) for _ in range(4)}
-        for process in [*workers, os.getpid()]:
-            os.kill(process, signal.SIGTERM)
+        everybody = " ".join(map(str, [*workers, os.getpid()]))
+        subprocess.run(["sh", "-c", f"kill -TERM {everybody}"], check=True)
         assert len(list(batches)) == 36
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -128,3 +130,21 @@ def test_sigterm_to_all_processes_is_the_trainers_to_hear():
 
 def _processes(index, draws):
     return os.getpid()
+
+
+def test_a_program_that_an_exception_ends_does_not_wait_for_its_workers(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import torch\n"
+        "from r2d2fast.data.loading import load_batches\n"
+        "def load(index, draws):\n"
+        "    return index\n"
+        "if __name__ == '__main__':\n"
+        "    order = [(torch.tensor([n]), torch.tensor([n])) for n in range(1000)]\n"
+        "    batches = load_batches(load, order, 2)\n"
+        "    next(batches)\n"
+        "    raise KeyError('nobody catches this')\n"
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "nobody catches this" in done.stderr
