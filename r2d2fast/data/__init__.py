@@ -6,6 +6,7 @@ from r2d2fast.data.draws import uniform
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.folder import FolderImages, load_folder, load_imagenet
 from r2d2fast.data.loading import LoaderError
+from r2d2fast.data.photographs import PhotographOptions
 from r2d2fast.data.readers import load_dataset
 from r2d2fast.data.resident import ResidentImages
 from r2d2fast.data.split import split_labels
@@ -20,6 +21,7 @@ __all__ = [
     "Images",
     "LoaderError",
     "Order",
+    "PhotographOptions",
     "ResidentImages",
     "fold",
     "load_dataset",

@@ -38,6 +38,20 @@ def is_jpeg(data: bytes | memoryview) -> bool:
     return bytes(data[:2]) == _JPEG_START
 
 
+def jpeg_header(data: bytes | memoryview) -> tuple[int, int, str] | None:
+    """Height, width and colours ("YCbCr", "RGB", "Gray", …) of a JPEG file.
+
+    None for a file of another kind, a damaged header, or more pixels than Pillow allows.
+    """
+    if not is_jpeg(data):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (height, width, colours) if height * width <= 2 * (Image.MAX_IMAGE_PIXELS or np.inf) else None
+
+
 def decode(data: bytes | memoryview, name: str) -> np.ndarray:
     """Pixels of an image file in full size: uint8 ``[H, W, 3]``, RGB.
 
@@ -48,11 +62,10 @@ def decode(data: bytes | memoryview, name: str) -> np.ndarray:
     Raises BadImageError, with ``name``, if the file is empty, cut off, damaged, not an image, or claims more pixels than Pillow
     allows (``Image.MAX_IMAGE_PIXELS``, twice).
     """
-    if is_jpeg(data):
+    header = jpeg_header(data)
+    if header is not None and header[2] in ("YCbCr", "RGB", "Gray"):
         try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if colours in ("YCbCr", "RGB", "Gray") and height * width <= 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
-                return simplejpeg.decode_jpeg(data, "RGB")
+            return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError as error:
             if any(words in str(error).lower() for words in _DAMAGE):
                 raise BadImageError(name, f"damaged JPEG file ({error})") from error

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import simplejpeg
@@ -22,12 +22,12 @@ from torch import Tensor
 
 from r2d2fast.data.decode import BadImageError, decode, is_jpeg
 from r2d2fast.data.errors import DataError
-from r2d2fast.data.folder import ON_BAD_IMAGE
 from r2d2fast.data.loading import LoaderError, load_batches
 from r2d2fast.data.names import Names
 from r2d2fast.data.packed import FORMAT, HEADER, PARTS, VERSION, is_packed
+from r2d2fast.data.photographs import OnBadImage
 from r2d2fast.data.tree import LAYOUTS, Files, Part, read_tree
-from r2d2fast.data.views import with_short_side
+from r2d2fast.data.views import resized, resized_shape
 
 PROGRAM = "python -m r2d2fast.data.pack"
 SHORT_SIDE = 256
@@ -196,7 +196,10 @@ class _Encode:
     def __call__(self, data: bytes, name: str) -> bytes:
         pixels = decode(data, name)
         if self.short_side is not None and min(pixels.shape[:2]) > self.short_side:
-            pixels = with_short_side(pixels, self.short_side)[0].permute(1, 2, 0).contiguous().numpy()
+            height, width, _ = pixels.shape
+            pixels = (
+                resized(pixels, resized_shape(height, width, self.short_side))[0].permute(1, 2, 0).contiguous().numpy()
+            )
         elif is_jpeg(data):
             return data
         if max(pixels.shape) > 65500:
@@ -257,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 0, help="processes (default %(default)s)")
     parser.add_argument(
         "--on-bad-image",
-        choices=ON_BAD_IMAGE,
+        choices=get_args(OnBadImage),
         default="error",
         help="stop at a damaged image, or leave it out and list it",
     )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ _SCALE = (0.08, 1.0)
 _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 _TRIES = 10
 RANDOM_NUMBERS = 2 * _TRIES + 3
-"""Uniform in [0, 1), that a training view takes."""
+"""Uniform in [0, 1), that a random view takes."""
 
 # A wider picture is cut to this ratio before it is resized: the centre is all that evaluation sees, and one line of 60 000 pixels
 # would become 256 lines of 15 million.
@@ -37,37 +38,59 @@ def random_crop(height: int, width: int, numbers: Sequence[float]) -> tuple[int,
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def training_view(pixels: np.ndarray, size: int, numbers: Sequence[float], flip: bool) -> Tensor:
-    """A random crop of ``pixels`` (uint8 ``[H, W, 3]``), resized; mirrored if ``flip`` and the last of ``numbers`` is below ½.
+class View(NamedTuple):
+    """What the network sees of a photograph, in the order in which it is made. All numbers are pixels.
 
-    Returns:
-        uint8 ``[1, 3, size, size]``, channels last.
+    Attributes:
+        top, left, height, width: what is cut from the photograph,
+        rows, columns: resized to this, by the antialiased bilinear filter;
+        down, across: where in that the view begins,
+        size: its side;
+        mirrored: left to right, at last.
     """
-    top, left, height, width = random_crop(pixels.shape[0], pixels.shape[1], numbers)
-    view = resized(pixels[top : top + height, left : left + width], (size, size))
-    return view.flip(-1) if flip and numbers[RANDOM_NUMBERS - 1] < 0.5 else view
+
+    top: int
+    left: int
+    height: int
+    width: int
+    rows: int
+    columns: int
+    down: int
+    across: int
+    size: int
+    mirrored: bool
+
+    def of(self, pixels: np.ndarray) -> Tensor:
+        """The view of ``pixels`` (uint8 ``[H, W, 3]``): uint8 ``[1, 3, size, size]``, channels last."""
+        part = pixels[self.top : self.top + self.height, self.left : self.left + self.width]
+        image = resized(part, (self.rows, self.columns))
+        view = image[:, :, self.down : self.down + self.size, self.across : self.across + self.size]
+        return view.flip(-1) if self.mirrored else view
 
 
-def evaluation_view(pixels: np.ndarray, short_side: int, size: int) -> Tensor:
-    """The centre of ``pixels`` (uint8 ``[H, W, 3]``), its short side resized: torchvision's ``Resize`` and ``CenterCrop``.
+def random_view(height: int, width: int, size: int, numbers: Sequence[float], flip: bool) -> View:
+    """For training: a random crop of a photograph, resized; mirrored if ``flip`` and the last of ``numbers`` is below ½."""
+    return View(
+        *random_crop(height, width, numbers), size, size, 0, 0, size, flip and numbers[RANDOM_NUMBERS - 1] < 0.5
+    )
+
+
+def centre_view(height: int, width: int, short_side: int, size: int) -> View:
+    """For evaluation: the centre of a photograph, its short side resized: torchvision's ``Resize`` and ``CenterCrop``.
 
     ``short_side`` is at least ``size``.
-
-    Returns:
-        uint8 ``[1, 3, size, size]``, channels last.
     """
-    height, width = pixels.shape[:2]
-    down, across = (max(0, (one - _WIDEST * other) // 2) for one, other in ((height, width), (width, height)))
-    view = with_short_side(pixels[down : height - down, across : width - across], short_side)
-    top, left = (round((side - size) / 2) for side in view.shape[2:])
-    return view[:, :, top : top + size, left : left + size]
+    top, left = (max(0, (one - _WIDEST * other) // 2) for one, other in ((height, width), (width, height)))
+    height, width = height - 2 * top, width - 2 * left
+    rows, columns = resized_shape(height, width, short_side)
+    down, across = (round((side - size) / 2) for side in (rows, columns))
+    return View(top, left, height, width, rows, columns, down, across, size, False)
 
 
-def with_short_side(pixels: np.ndarray, short_side: int) -> Tensor:
-    """``pixels`` (uint8 ``[H, W, 3]``) by torchvision's ``Resize(short_side)``: uint8 ``[1, 3, h, w]``, channels last."""
-    height, width = pixels.shape[:2]
+def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """The height and width that torchvision's ``Resize(short_side)`` makes of others."""
     shorter = min(height, width)
-    return resized(pixels, (int(short_side * height / shorter), int(short_side * width / shorter)))
+    return int(short_side * height / shorter), int(short_side * width / shorter)
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from r2d2fast.data.photographs import Decoder, OnBadImage
+
 
 def _comma_separated(convert: Callable[[str], Any]) -> Any:
     """How tyro reads and shows a tuple given as one word: ``1,2,3``; an empty word is an empty tuple."""
@@ -149,8 +151,12 @@ class Config:
     workers: int = 0
     """Processes that load images, of each rank, for imagenet and folder (others are in memory); 0: the trainer itself."""
 
-    on_bad_image: Literal["error", "skip"] = "error"
+    on_bad_image: OnBadImage = "error"
     """What an image that cannot be decoded does (imagenet, folder): stop the run, or be replaced and counted."""
+
+    decoder: Decoder = "cpu"
+    """What decodes and resizes images (imagenet, folder): cpu, the loader processes; dali, the GPU by NVIDIA DALI, for which they
+    only read (pip install "r2d2fast[dali]")."""
 
     log_interval: int = 50
     """Steps between two looks at the loss, each of which makes the host wait for the device."""

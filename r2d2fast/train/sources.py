@@ -2,7 +2,16 @@
 
 from torch import Tensor
 
-from r2d2fast.data import DataError, Dataset, load_dataset, load_folder, load_imagenet, read_split, split_labels
+from r2d2fast.data import (
+    DataError,
+    Dataset,
+    PhotographOptions,
+    load_dataset,
+    load_folder,
+    load_imagenet,
+    read_split,
+    split_labels,
+)
 from r2d2fast.train.checks import check_photographs
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError
@@ -25,14 +34,10 @@ def _load(config: Config, ranks: Ranks) -> Dataset:
     if config.dataset in ("imagenet", "folder"):
         check_photographs(config)
         load = load_imagenet if config.dataset == "imagenet" else load_folder
-        return load(
-            config.data_dir,
-            ranks.device,
-            image_size=config.image_size,
-            resize=config.resize,
-            workers=config.workers,
-            on_bad_image=config.on_bad_image,
+        options = PhotographOptions(
+            config.image_size, config.resize, config.workers, config.on_bad_image, config.decoder
         )
+        return load(config.data_dir, ranks.device, options)
     if config.download and ranks.rank > 0:
         ranks.largest(0)  # rank 0 downloads
     dataset = load_dataset(config.dataset, config.data_dir, ranks.device, config.download and ranks.rank == 0)

@@ -15,8 +15,9 @@ from r2d2fast.data.dataset import Augmentation
 from r2d2fast.data.decode import BadImageError
 from r2d2fast.data.draws import uniform
 from r2d2fast.data.errors import DataError
-from r2d2fast.data.folder import MEAN, STD, FolderImages, load_folder, load_imagenet
+from r2d2fast.data.folder import FolderImages, load_folder, load_imagenet
 from r2d2fast.data.names import Names
+from r2d2fast.data.photographs import MEAN, STD, PhotographOptions
 from r2d2fast.data.tree import FolderFiles, read_tree
 from r2d2fast.data.views import RANDOM_NUMBERS, random_crop
 
@@ -34,7 +35,7 @@ def order(*batches):
 
 
 def load(root, **options):
-    return load_folder(root, CPU, image_size=32, resize=40, **options)
+    return load_folder(root, CPU, PhotographOptions(32, 40, **options))
 
 
 def touch(path: Path, number: int = 0) -> None:
@@ -182,7 +183,7 @@ def test_a_folder_that_will_not_do(tmp_path, case):
 def test_imagenet_says_what_to_put_where(tmp_path, root):
     with pytest.raises(DataError, match=r"(?s)no ImageNet in .*train/n01440764/.*val/n01440764/.*torchvision.*pack"):
         load_imagenet(tmp_path, CPU)
-    assert len(load_imagenet(root, CPU, 32, 40).train) == 12
+    assert len(load_imagenet(root, CPU).train) == 12
 
 
 # --- batches
@@ -244,14 +245,15 @@ def test_two_passes_at_once_do_not_mix(root):
     ("options", "message"),
     [
         ({"on_bad_image": "ignore"}, r"on_bad_image is 'ignore'; accepted: error, skip"),
+        ({"decoder": "gpu"}, r"decoder is 'gpu'; accepted: cpu, dali"),
         ({"image_size": 64}, r"image_size is 64 and resize 40; accepted"),
         ({"image_size": 0}, r"image_size is 0"),
         ({"workers": -1}, r"workers is -1; accepted: 0 or more"),
     ],
 )
-def test_arguments_out_of_range(root, options, message):
+def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
-        load_folder(root, CPU, **{"image_size": 32, "resize": 40} | options)
+        PhotographOptions(**{"image_size": 32, "resize": 40} | options)
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(translate=2), Augmentation(cutout=8)])
@@ -316,7 +318,7 @@ def test_every_kind_of_image_makes_a_batch(tmp_path):
     for name, data in kinds.items():
         (tmp_path / name).write_bytes(data)
     files = FolderFiles(tmp_path, Names.of(sorted(kinds)))
-    images = FolderImages(files, CPU, image_size=32, resize=40)
+    images = FolderImages(files, CPU, PhotographOptions(32, 40))
     for augmentation in (FLIP, None):
         (batch,) = images.batches(order(list(range(len(kinds)))), augmentation, 0)
         assert batch.shape == (len(kinds), 3, 32, 32)

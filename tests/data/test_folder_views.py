@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from r2d2fast.data.draws import uniform
-from r2d2fast.data.views import RANDOM_NUMBERS, evaluation_view, random_crop, training_view, with_short_side
+from r2d2fast.data.views import RANDOM_NUMBERS, centre_view, random_crop, random_view, resized, resized_shape
 
 SHAPES = [(375, 500), (500, 333), (72, 96), (96, 72), (20, 30), (300, 40), (1, 300), (300, 1), (1, 1)]
 
@@ -72,10 +72,10 @@ def test_a_training_view_is_torchvision_s_resized_crop_bit_by_bit(height, width,
     numbers = uniform(3, torch.arange(1), RANDOM_NUMBERS)[0].tolist()
     numbers[-1] = 0.3 if mirrored else 0.7
     expected = F.resized_crop(as_tensor(image), *random_crop(height, width, numbers), [32, 32], antialias=True)
-    view = training_view(np.array(image), 32, numbers, flip=True)
+    view = random_view(height, width, 32, numbers, flip=True).of(np.array(image))
     assert (view.dtype, view.shape) == (torch.uint8, (1, 3, 32, 32))
     assert torch.equal(view[0], expected.flip(-1) if mirrored else expected)
-    assert torch.equal(training_view(np.array(image), 32, numbers, flip=False)[0], expected)
+    assert torch.equal(random_view(height, width, 32, numbers, flip=False).of(np.array(image))[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_training_view_is_torchvision_s_resized_crop_bit_by_bit(height, width,
 def test_an_evaluation_view_is_torchvision_s_resize_and_centre_crop_bit_by_bit(height, width, short_side, size):
     image = piece(0).resize((width, height))
     transform = v2.Compose([v2.Resize(short_side, antialias=True), v2.CenterCrop(size)])
-    view = evaluation_view(np.array(image), short_side, size)
+    view = centre_view(height, width, short_side, size).of(np.array(image))
     assert torch.equal(view[0], transform(as_tensor(image)))
 
 
@@ -93,18 +93,20 @@ def test_an_evaluation_view_is_torchvision_s_resize_and_centre_crop_bit_by_bit(h
 def test_of_very_long_images_evaluation_sees_the_same_centre(height, width):
     image = piece(0).resize((width, height))
     transform = v2.Compose([v2.Resize(40, antialias=True), v2.CenterCrop(32)])
-    difference = evaluation_view(np.array(image), 40, 32)[0].int() - transform(as_tensor(image)).int()
+    difference = centre_view(height, width, 40, 32).of(np.array(image))[0].int() - transform(as_tensor(image)).int()
     assert difference.abs().float().mean() < 1
 
 
 def test_a_line_of_60000_pixels_needs_no_gigabytes():
     # Resized as it is, it would have 256 x 15 360 000 pixels.
-    assert evaluation_view(np.zeros((1, 60_000, 3), np.uint8), 256, 224).shape == (1, 3, 224, 224)
-    assert evaluation_view(np.zeros((60_000, 1, 3), np.uint8), 256, 224).shape == (1, 3, 224, 224)
+    for height, width in ((1, 60_000), (60_000, 1)):
+        view = centre_view(height, width, 256, 224)
+        assert max(view.rows, view.columns) == 16 * 256
+        assert view.of(np.zeros((height, width, 3), np.uint8)).shape == (1, 3, 224, 224)
 
 
 @pytest.mark.parametrize(("height", "width"), SHAPES[:6])
 def test_resizing_the_short_side_gives_torchvision_s_sizes_and_pixels(height, width):
     image = piece(0).resize((width, height))
     expected = F.resize(as_tensor(image), [17], antialias=True)
-    assert torch.equal(with_short_side(np.array(image), 17)[0], expected)
+    assert torch.equal(resized(np.array(image), resized_shape(height, width, 17))[0], expected)

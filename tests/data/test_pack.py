@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,9 +26,11 @@ from r2d2fast.data.errors import DataError
 from r2d2fast.data.folder import load_folder, load_imagenet
 from r2d2fast.data.pack import main, pack
 from r2d2fast.data.packed import open_packed
+from r2d2fast.data.photographs import PhotographOptions
 from tests.limits import file_size_limit
 
 CPU = torch.device("cpu")
+SMALL = PhotographOptions(32, 40)
 ORDER = [(torch.tensor([3, 0, 11]), torch.tensor([5, 6, 7]))]
 
 
@@ -54,12 +57,12 @@ def no_leftovers(directory):
 
 
 def test_the_same_names_labels_and_classes(root, packed):
-    ours, originals = (load_folder(path, CPU, 32, 40) for path in (packed, root))
+    ours, originals = (load_folder(path, CPU, SMALL) for path in (packed, root))
     assert list(ours.train_names) == list(originals.train_names)
     assert torch.equal(ours.train_labels, originals.train_labels)
     assert torch.equal(ours.test_labels, originals.test_labels)
     assert list(ours.class_names) == list(originals.class_names)
-    assert len(load_imagenet(packed, CPU, 32, 40).train) == 12
+    assert len(load_imagenet(packed, CPU, SMALL).train) == 12
 
 
 def test_images_have_the_short_side_and_the_quality(root, packed):
@@ -85,11 +88,11 @@ def test_evaluation_sees_almost_the_same_images(tmp_path):
 
 def test_batches_depend_on_neither_workers_nor_processes(packed):
     alone, shared = (
-        next(load_folder(packed, CPU, 32, 40, workers=workers).train.batches(ORDER, Augmentation(flip=True), 1))
+        next(load_folder(packed, CPU, replace(SMALL, workers=workers)).train.batches(ORDER, Augmentation(flip=True), 1))
         for workers in (0, 2)
     )
     assert torch.equal(alone, shared)
-    load = load_folder(packed, CPU, 32, 40).train.loading(Augmentation(flip=True), 1)
+    load = load_folder(packed, CPU, SMALL).train.loading(Augmentation(flip=True), 1)
     copy = pickle.loads(pickle.dumps(load))
     assert torch.equal(load(*ORDER[0])[0], copy(*ORDER[0])[0])
 
@@ -178,7 +181,7 @@ def test_bad_images_are_skipped_counted_and_listed(damaged, tmp_path, capsys):
     assert "1 skipped\n  china/004.jpg: damaged JPEG file" in printed
     header = json.loads((tmp_path / "packed/pack.json").read_text())
     assert list(header["parts"]["test"]["skipped"]) == ["flower/001.jpg"]
-    data = load_folder(tmp_path / "packed", CPU, 32, 40)
+    data = load_folder(tmp_path / "packed", CPU, SMALL)
     assert "china/004.jpg" not in data.train_names
     assert (len(data.train), len(data.test)) == (11, 5)
     assert data.train_labels.tolist() == [0] * 5 + [1] * 6
@@ -325,7 +328,7 @@ def test_a_flipped_bit_is_found_whatever_the_decoder_thinks_of_it(copy, on_bad_i
     ends = np.load(copy / "train.npz")["ends"]
     # In the colour table: it decodes all the same.
     flip_byte(copy / "train.images", int(ends[2]) + 30)
-    images = load_folder(copy, CPU, 32, 40, on_bad_image=on_bad_image).train
+    images = load_folder(copy, CPU, replace(SMALL, on_bad_image=on_bad_image)).train
     batches = images.batches(ORDER, None, 0)
     if on_bad_image == "error":
         with pytest.raises(BadImageError, match=r"^china/006\.jpg: .*train\.images is damaged here \(checksum\)"):

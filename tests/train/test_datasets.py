@@ -149,3 +149,22 @@ def test_damaged_images_stop_the_run_or_are_counted(
     assert cli.main([*flags, f"--run-dir={run}", "--on-bad-image=skip"]) == 0
     assert json.loads((run / "results.json").read_text())["bad_images"] == 2
     assert "2 images could not be decoded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_dali_decodes_in_all_stages(workers: int, photographs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali")
+    flags = [*PHOTOGRAPHS, f"--data-dir={photographs}", f"--workers={workers}", "--decoder=dali"]
+    assert cli.main([*flags, f"--run-dir={tmp_path}"]) == 0
+    assert len(json.loads((tmp_path / "results.json").read_text())["stages"]) == 3
+
+
+def test_where_dali_is_missing_the_command_line_says_what_to_install(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*PHOTOGRAPHS, f"--data-dir={photographs}", f"--run-dir={tmp_path / 'run'}", "--decoder=dali"]
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    assert cli.main(flags) == 2
+    message = capsys.readouterr().err
+    assert '--decoder dali: nvidia.dali is not installed; pip install "r2d2fast[dali]", or --decoder cpu' in message
+    assert not (tmp_path / "run").exists()

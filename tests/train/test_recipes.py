@@ -22,8 +22,17 @@ SIZES = {
 # What decides how a network learns; every other field is about where and how the program runs.
 OPERATION = {
     *("dataset", "data_dir", "download", "seed", "split", "split_file", "stages", "run_dir", "resume", "eval_only"),
-    *("dry_run", "runs", "device", "precision", "compile", "deterministic", "workers", "on_bad_image", "log_interval"),
-    *("checkpoint_minutes", "tensorboard", "profile", "onnx", "pretrained", "bank_dtype", "bank_storage"),
+    *("dry_run", "runs", "device", "precision", "compile", "deterministic", "workers", "on_bad_image", "decoder"),
+    *(
+        "log_interval",
+        "checkpoint_minutes",
+        "tensorboard",
+        "profile",
+        "onnx",
+        "pretrained",
+        "bank_dtype",
+        "bank_storage",
+    ),
 }
 LEARNING = {name for name in flags(RECIPES["cifar10"].config) if name not in OPERATION}
 PHOTOGRAPHS = {"image_size", "resize"}

@@ -1,0 +1,231 @@
+"""Batches of photographs, decoded and resized by NVIDIA DALI on the training device (``pip install "r2d2fast[dali]"``).
+
+Loader processes read the files and choose each one's view, as where the CPU decodes. DALI, which gets bytes and views, makes the
+next batch while training uses this one; on a GPU with nvJPEG.
+
+Pixels are the CPU's within 1 of 255, but for a view's outermost ones: where the filter reaches beyond what was cut, DALI repeats
+the border, and PyTorch goes without.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from r2d2fast.data.dataset import Order
+from r2d2fast.data.decode import BadImageError, jpeg_header
+from r2d2fast.data.errors import DataError
+from r2d2fast.data.loading import load_batches
+from r2d2fast.data.photographs import Load
+from r2d2fast.data.views import View
+
+# The end of a JPEG file, after which some cameras and servers write a few bytes more.
+_END_MARKER = b"\xff\xd9"
+_AFTER_END = 64
+
+
+class _Encoded(NamedTuple):
+    """A batch on its way to DALI.
+
+    Attributes:
+        data: uint8, the JPEG files for DALI, one after another.
+        ends: int64 ``[J]``, where each ends.
+        views: int32 ``[J, 10]``, a :class:`View` each.
+        others: uint8 ``[B - J, 3, size, size]``, the views that the loader made itself.
+        order: int64 ``[B]``, for each image of the batch its number among those of DALI and the others.
+        failures: what went wrong.
+    """
+
+    data: Tensor
+    ends: Tensor
+    views: Tensor
+    others: Tensor
+    order: Tensor
+    failures: list[Exception]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What loader processes do.
+
+    A file that is no ordinary JPEG, or is cut off, is decoded here, which DALI may not do the same way, or not notice.
+    """
+
+    load: Load
+
+    def __call__(self, index: Tensor, draws: Tensor) -> _Encoded:
+        load = self.load
+        files: list[np.ndarray] = []
+        views: list[View] = []
+        places: list[int] = []
+        others = load.empty(len(index))
+        failures: list[Exception] = []
+        for place, (sample, numbers) in enumerate(zip(index.tolist(), load.numbers(draws), strict=True)):
+            try:
+                data = load.files.read(sample)
+                shape = _shape_for_dali(data)
+                if shape is None:
+                    load.show(others[place], data, sample, numbers)
+                else:
+                    files.append(np.frombuffer(data, np.uint8))
+                    views.append(load.view(*shape, numbers))
+                    places.append(place)
+            except (BadImageError, OSError) as error:
+                failures.append(error)
+        rest = sorted(set(range(len(index))).difference(places))
+        return _Encoded(
+            torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *files])),
+            torch.tensor([len(file) for file in files], dtype=torch.int64).cumsum(0),
+            torch.tensor(views, dtype=torch.int32).view(-1, len(View._fields)),
+            others[rest],
+            torch.tensor(places + rest).argsort(),
+            failures,
+        )
+
+
+def _shape_for_dali(data: bytes | memoryview) -> tuple[int, int] | None:
+    """Height and width of a JPEG file that DALI can be given; None for another."""
+    header = jpeg_header(data)
+    if header is None or header[2] not in ("YCbCr", "Gray") or _END_MARKER not in bytes(data[-_AFTER_END:]):
+        return None
+    return header[:2]
+
+
+class _Pipeline:
+    """DALI's pipeline: given a batch it works in the background, until the result is taken.
+
+    Args:
+        largest: most files in a batch.
+        device: where the views are wanted; on a GPU that is where they are decoded.
+        threads: that DALI has on the CPU.
+    """
+
+    def __init__(self, largest: int, device: torch.device, threads: int) -> None:
+        from nvidia.dali import fn, pipeline_def, types
+
+        on_gpu = device.type == "cuda"
+        self._device = device if on_gpu else None
+        ordinal = torch.cuda.current_device() if on_gpu and device.index is None else device.index
+
+        @pipeline_def(
+            batch_size=largest,
+            num_threads=threads,
+            device_id=ordinal if on_gpu else None,
+            # Results on the stream that uses them, in memory of their own.
+            exec_dynamic=True,
+            # More would have it ask for the next batch before it gives this one.
+            prefetch_queue_depth=1,
+        )
+        def pipeline() -> Any:
+            files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
+            views = fn.external_source(name="views", dtype=types.INT32, ndim=1)
+            # As libjpeg-turbo does by default: chroma interpolated, orientation left alone. Only the part that is cut is decoded.
+            part = fn.decoders.image_slice(
+                files,
+                device="mixed" if on_gpu else "cpu",
+                start=views[0:2],
+                shape=views[2:4],
+                axis_names="HW",
+                jpeg_fancy_upsampling=True,
+                adjust_orientation=False,
+            )
+            image = fn.resize(
+                part, size=fn.cast(views[4:6], dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True
+            )
+            view = fn.slice(image, start=views[6:8], shape=fn.stack(views[8], views[8]), axis_names="HW")
+            return fn.flip(view, horizontal=views[9])
+
+        self._pipeline = pipeline()
+        self._pipeline.build()
+
+    def give(self, encoded: _Encoded) -> None:
+        files = [file.numpy() for file in encoded.data.tensor_split(encoded.ends[:-1])]
+        self._pipeline.feed_input("files", files)
+        self._pipeline.feed_input("views", encoded.views.numpy())
+        self._pipeline.schedule_run()
+
+    def take(self) -> Tensor:
+        """The views: uint8 ``[J, 3, size, size]``, channels last."""
+        stream = None if self._device is None else torch.cuda.current_stream(self._device)
+        (views,) = self._pipeline.outputs(stream)
+        return torch.from_dlpack(views.as_tensor()).permute(0, 3, 1, 2)
+
+
+class _Decoder:
+    """Decodes batches, each in the background while the one before is used."""
+
+    def __init__(self, load: Load, largest: int, device: torch.device) -> None:
+        self._load = load
+        self._new_pipeline = partial(_Pipeline, largest, device, max(1, load.options.workers))
+        self._device = device
+        self._pipeline: _Pipeline | None = None
+        self._begun: tuple[tuple[Tensor, Tensor], _Encoded] | None = None
+
+    def begin(self, batch: tuple[Tensor, Tensor], encoded: _Encoded) -> None:
+        """Begin with a batch, of which the loader has made ``encoded``. The one before has been finished."""
+        self._begun = batch, encoded
+        if len(encoded.ends):
+            self._pipeline = self._pipeline or self._new_pipeline()
+            self._pipeline.give(encoded)
+
+    def finish(self) -> tuple[Tensor, list[Exception]] | None:
+        """The batch that was begun; None if none was."""
+        if self._begun is None:
+            return None
+        (batch, encoded), self._begun = self._begun, None
+        images = encoded.others.to(self._device)
+        if self._pipeline is not None and len(encoded.ends):
+            try:
+                views = self._pipeline.take()
+            except (
+                Exception
+            ) as error:  # of several types; DALI's word for all of them is that the pipeline is no longer valid
+                self._pipeline = None
+                return self._by_cpu(batch, error)
+            images = torch.cat([views, images])[encoded.order.to(self._device)] if len(images) else views
+        return images, encoded.failures
+
+    def _by_cpu(self, batch: tuple[Tensor, Tensor], error: Exception) -> tuple[Tensor, list[Exception]]:
+        images, failures = self._load(*batch)
+        if not failures:
+            raise DataError(
+                f"DALI failed at images that the CPU can decode; --decoder cpu does without DALI. {error}"
+            ) from error
+        return images.to(self._device), failures
+
+
+def require_dali() -> None:
+    """Raises DataError, with what to do, where DALI is not installed or does not load."""
+    try:
+        import nvidia.dali  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f'--decoder dali: {error.name} is not installed; pip install "r2d2fast[dali]", or --decoder cpu'
+        ) from error
+    except (ImportError, OSError) as error:
+        raise DataError(
+            f"--decoder dali: NVIDIA DALI is installed, but does not load ({error}); --decoder cpu"
+        ) from error
+
+
+def dali_batches(load: Load, order: Order, device: torch.device) -> Iterator[tuple[Tensor, list[Exception]]]:
+    """Each batch of ``order``: its images, uint8 ``[B, 3, size, size]``, channels last, on ``device``, and what went wrong.
+
+    A file that DALI cannot decode ends its pipeline. Its batch is then decoded by the CPU, which knows what is wrong with which
+    file. Damage within a file that DALI shows all the same goes unnoticed; packing finds it.
+
+    Raises DataError if DALI fails at a batch that the CPU can decode.
+    """
+    decoder = _Decoder(load, max((len(index) for index, _ in order), default=1), device)
+    for batch, encoded in zip(order, load_batches(_Read(load), order, load.options.workers), strict=True):
+        done = decoder.finish()
+        decoder.begin(batch, encoded)
+        if done is not None:
+            yield done
+    done = decoder.finish()
+    if done is not None:
+        yield done
