@@ -66,6 +66,8 @@ def prepared(config: Config) -> Iterator[tuple[Ranks, Console]]:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
         torch.use_deterministic_algorithms(True)
+    else:
+        torch.backends.cudnn.benchmark = True  # images of one size, batches of few
     with join_ranks(config.device) as ranks:
         yield ranks, Console(quiet=not _is_first())
 

@@ -69,27 +69,30 @@ def open_directory(directory: Path, config: Config) -> dict[str, Any] | None:
 
 
 @contextmanager
-def locked(directory: Path, ranks: Ranks) -> Iterator[None]:
-    """Keep every other process from training in ``directory`` while the context lasts; all ranks of the run enter it.
+def locked(path: Path, ranks: Ranks, flag: str) -> Iterator[None]:
+    """Keep every other process from what the file ``path`` stands for while the context lasts; all ranks of the run enter it.
 
-    Two runs that write one checkpoint at once can leave none that is good. Raises ConfigError where another has it. File systems
-    without locks give none.
+    Two runs that write one checkpoint at once can leave none that is good. Raises ConfigError where another has it; the way out
+    is another name for ``flag``. File systems without locks give none.
     """
     with ExitStack() as held:
-        ranks.first(lambda: _lock(directory / LOCK, held))
+        ranks.first(lambda: _lock(path, flag, held))
         yield
 
 
-def _lock(path: Path, held: ExitStack) -> None:
-    with writing(path):
-        file = held.enter_context(path.open("a"))
+def _lock(path: Path, flag: str, held: ExitStack) -> None:
     try:
+        file = held.enter_context(path.open("a"))
         # Of the process, and gone with it: loader processes that outlive a killed one for seconds do not hold it.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.filename is not None:
+            raise ConfigError(
+                f"{flag} {path}: cannot be written ({error.strerror}); make its folder, mend its permissions, or name another"
+            ) from error
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise ConfigError(
-                f"another process is training in {path.parent}: wait for it or end it, or name another --run-dir"
+                f"another process that trains has locked {path}: wait for it or end it, or name another {flag}"
             ) from error
 
 

@@ -1,5 +1,7 @@
 """What a trainer is made of, as a configuration has it."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -30,10 +32,15 @@ def make_network(config: Config, shape: tuple[int, int, int], num_classes: int, 
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def bank_file(config: Config) -> Path | None:
+    """The file that ``--bank-storage`` names; None where the bank is in memory."""
+    return None if config.bank_storage in ("device", "pinned") else Path(config.bank_storage)
+
+
 def make_bank(config: Config, labels: Tensor, num_classes: int, ranks: Ranks) -> PseudoLabelBank:
     """This rank's bank, for its own samples' labels. Raises ConfigError where it cannot be made."""
     storage = config.bank_storage
-    if storage not in ("device", "pinned") and ranks.count > 1:
+    if bank_file(config) is not None and ranks.count > 1:
         storage = f"{storage}.{ranks.rank}-of-{ranks.count}"  # another number of ranks has files of its own
     dtype = DTYPES[config.bank_dtype]
     try:

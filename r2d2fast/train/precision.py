@@ -17,6 +17,9 @@ class Precision:
         name: float32, bfloat16, float16 or auto.
         device: where the network is.
 
+    Attributes:
+        name: what ``auto`` has become, too.
+
     Raises ConfigError for what the device does not have.
     """
 
@@ -29,6 +32,7 @@ class Precision:
             raise ConfigError(
                 f"--precision bfloat16: {torch.cuda.get_device_name(device)} has none; accepted: float16, float32"
             )
+        self.name = name
         self.dtype = DTYPES[name]
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)

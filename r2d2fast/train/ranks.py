@@ -156,6 +156,7 @@ def join_ranks(device_name: str) -> Iterator[Ranks]:
     # Host tensors by gloo on every machine: what hosts agree on must not make a GPU wait.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
+    lost = False
     try:
         yield Ranks(dist.get_rank(), count, device)
     except (dist.DistError, RuntimeError) as error:
@@ -168,4 +169,5 @@ def join_ranks(device_name: str) -> Iterator[Ranks]:
             "The same torchrun command with --resume goes on from the last checkpoint, on any number of processes"
         ) from error
     finally:
-        dist.destroy_process_group()
+        if not lost:  # NCCL would wait for the one that is gone
+            dist.destroy_process_group()

@@ -2,7 +2,7 @@
 
 import math
 import time
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,10 +13,11 @@ from rich.console import Console
 from r2d2fast.models import export_onnx, export_safetensors
 from r2d2fast.train.checkpoint import find_checkpoint, keep_good, load_tensors, read_values, save_checkpoint
 from r2d2fast.train.config import Config
-from r2d2fast.train.directory import NETWORK, ONNX, keep_split_file, locked, open_directory, write_results
+from r2d2fast.train.directory import LOCK, NETWORK, ONNX, keep_split_file, locked, open_directory, write_results
 from r2d2fast.train.errors import ConfigError, DivergenceError, TrainingError
 from r2d2fast.train.files import write_atomically
 from r2d2fast.train.metrics import Metrics
+from r2d2fast.train.parts import bank_file
 from r2d2fast.train.pictures import draw_curves, draw_pseudo_labels
 from r2d2fast.train.preemption import Pauses
 from r2d2fast.train.profile import StepTracer
@@ -43,12 +44,17 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
     for flag, package in PACKAGES.items():
         if getattr(config, flag) and find_spec(package) is None:
             raise ConfigError(f'--{flag}: {package} is not installed; pip install "r2d2fast[{flag}]", or leave it out')
-    trainer = Trainer(config, *load_data(config, ranks), ranks)
-    finished = ranks.first(lambda: open_directory(directory, config))
-    if finished is not None:
-        console.print(f"{directory} holds a finished run; nothing to do.", soft_wrap=True)
-        return finished
-    with locked(directory, ranks):
+    data, labels = load_data(config, ranks)
+    with ExitStack() as locks:
+        bank = bank_file(config)
+        if bank is not None:
+            locks.enter_context(locked(bank.with_name(bank.name + ".lock"), ranks, "--bank-storage"))
+        trainer = Trainer(config, data, labels, ranks)
+        finished = ranks.first(lambda: open_directory(directory, config))
+        if finished is not None:
+            console.print(f"{directory} holds a finished run; nothing to do.", soft_wrap=True)
+            return finished
+        locks.enter_context(locked(directory / LOCK, ranks, "--run-dir"))
         ranks.first(lambda: keep_split_file(directory, trainer.data, trainer.labels))
         if config.resume:
             _resume(trainer, directory, console)
@@ -85,11 +91,15 @@ def _resume(trainer: Trainer, directory: Path, console: Console) -> None:
     path = _find(directory, console, trainer.ranks)
     if path is None:
         return
-    trainer.load_values(read_values(path))
+    values = read_values(path)
+    trainer.load_values(values)
     load_tensors(path, trainer.tensors(), trainer.ranks)
     trainer.ranks.first(lambda: keep_good(path))
     steps = f" and {trainer.step} steps" if trainer.step else ""
     console.print(f"resumed after {len(trainer.rows)} of {len(trainer.schedule)} epochs{steps}")
+    before, now = values["precision"], trainer.precision.name
+    if before != now:
+        console.print(f"--precision auto, {before} on the machine before, is {now} on this one", soft_wrap=True)
 
 
 def _train(trainer: Trainer, directory: Path, console: Console) -> None:
@@ -173,14 +183,13 @@ def summarize(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     for stage in config.stages:
         of_stage = [row for row in rows if row["stage"] == stage]
         errors = {name: value for name, value in of_stage[-1].items() if name.startswith("test_error")}
-        outside = [row["outside_network"] for row in of_stage if row["outside_network"] is not None]
         entry = {
             "stage": stage,
             "epochs": len(of_stage),
             **errors,
             "seconds": sum(row["seconds"] for row in of_stage),
-            "images_per_second": sorted(row["images_per_second"] for row in of_stage)[len(of_stage) // 2],
-            "outside_network": sorted(outside)[len(outside) // 2] if outside else None,
+            "images_per_second": _middle(of_stage, "images_per_second"),
+            "outside_network": _middle(of_stage, "outside_network"),
         }
         if stage == 2:
             first = min(config.stage2.repredict_epochs, default=config.stage2.epochs)
@@ -196,3 +205,9 @@ def summarize(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "seconds": sum(row["seconds"] for row in rows),
         "bad_images": rows[-1]["bad_images"],
     }
+
+
+def _middle(rows: list[dict[str, Any]], name: str) -> float | None:
+    """The upper median of what epochs have measured; None if none has."""
+    values = sorted(row[name] for row in rows if row[name] is not None)
+    return values[len(values) // 2] if values else None

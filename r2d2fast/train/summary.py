@@ -17,11 +17,12 @@ def print_summary(results: dict[str, Any], directory: Path, console: Console) ->
     """Print the errors after each stage, the times, and where the files are."""
     for entry in results["stages"]:
         d2 = f" (before R2 {entry['d2_test_error']:.2f} %)" if "d2_test_error" in entry else ""
-        outside = entry["outside_network"]
+        rate, outside = entry["images_per_second"], entry["outside_network"]
+        speed = "" if rate is None else f", {rate:.0f} images/s"
         share = "" if outside is None else f", {100 * outside:.0f} % of the time outside the network"
         console.print(
             f"stage {entry['stage']}: {_errors(entry)} after {entry['epochs']} epochs{d2}; "
-            f"{entry['seconds']:.0f} s, {entry['images_per_second']:.0f} images/s{share}",
+            f"{entry['seconds']:.0f} s{speed}{share}",
             highlight=False,
             soft_wrap=True,
         )

@@ -57,7 +57,8 @@ class Trainer:
         device = ranks.device
         self.labels = labels
         self.labelled = (labels >= 0).nonzero().flatten()
-        self.unlabelled = (labels < 0).nonzero().flatten()
+        # Stage 1 by itself needs none of them: ImageNet's pseudo-logits are 4.6 GB.
+        self.unlabelled = (labels < (0 if config.stages != (1,) else -1)).nonzero().flatten()
         check_values(config, min(dataset.train.shape[1:]), ranks.count)
         check_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count)
         self.schedule = make_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count)
@@ -123,7 +124,8 @@ class Trainer:
             "train_loss": mean_loss,
             **self.test_errors(pause),
             "pseudo_label_error": self.pseudo_label_error() if epoch.stage > 1 else None,
-            "images_per_second": sum(total for _, _, total in order) / trained,
+            # None where this process only evaluated an epoch that another had trained.
+            "images_per_second": sum(total for _, _, total in order) / trained if order else None,
             "outside_network": self.outside_network(trained),
             "bad_images": self.ranks.total(len(self.data.train.bad_images)),
         }
@@ -311,6 +313,7 @@ class Trainer:
             "seconds": self._seconds(),
             "updates": int(self.bank.step),
             "scaler": self.precision.scaler.state_dict(),
+            "precision": self.precision.name,
         }
 
     def load_values(self, values: dict[str, Any]) -> None:

@@ -160,12 +160,33 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path, start_run, tr
     os.kill(process.pid, signal.SIGSTOP)
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     assert train_here("--resume", "--run-dir", directory) == 2
-    assert f"another process is training in {directory}: wait for it" in capsys.readouterr().err
+    assert f"another process that trains has locked {directory / 'lock'}: wait for it" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
     process.kill()
     process.join()
     assert train_here("--resume", "--run-dir", directory) == 0
     assert_same_run(directory, finished)
+
+
+def test_a_bank_file_that_another_process_trains_is_left_alone(tmp_path, start_run, train_here, capsys):
+    bank = tmp_path / "bank"
+    process = start_run("--run-dir", tmp_path / "one", "--bank-storage", bank)
+    while not (tmp_path / "one" / "checkpoint").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    before = bank.read_bytes()
+    assert train_here("--run-dir", tmp_path / "other", "--bank-storage", bank) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"another process that trains has locked {bank}.lock: wait for it or end it, or name another --bank-storage"
+        in error
+    )
+    assert bank.read_bytes() == before
+    assert not (tmp_path / "other").exists()
+    process.kill()
+    process.join()
+    assert train_here("--run-dir", tmp_path / "other", "--bank-storage", bank) == 0
 
 
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path, train_here, monkeypatch):

@@ -9,6 +9,7 @@ from same_run import assert_same_run, metrics
 from tiny_run import train_killed_at_write
 
 from r2d2fast.train.checkpoint import CURRENT, PREVIOUS, TEMPORARY, VALUES, find_checkpoint, save_checkpoint
+from r2d2fast.train.precision import Precision
 
 
 def lines(directory):
@@ -213,3 +214,11 @@ def test_the_bank_in_a_file_ends_as_the_one_in_memory(start_run, finished, tmp_p
     process.join()
     assert process.exitcode == 0
     assert_same_run(directory, finished)
+
+
+def test_where_auto_becomes_another_precision_it_is_said(start_run, train_here, tmp_path, capsys, monkeypatch):
+    interrupted(start_run, tmp_path / "run", 6)
+    # A GPU's, say.
+    monkeypatch.setattr("r2d2fast.train.trainer.Precision", lambda _, device: Precision("bfloat16", device))
+    assert train_here("--resume", "--run-dir", tmp_path / "run") == 0
+    assert "--precision auto, float32 on the machine before, is bfloat16 on this one" in capsys.readouterr().out

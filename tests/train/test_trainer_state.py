@@ -153,6 +153,16 @@ def test_seconds_of_an_epoch_include_those_before_it_was_stopped():
     assert row["images_per_second"] > 1  # of this process alone
 
 
+def test_an_epoch_that_was_trained_before_has_no_images_per_second():
+    for pause in itertools.count():
+        state, (epochs, step) = stopped_at(pause, CONFIG)
+        if step == make_trainer().schedule[epochs].steps:
+            break
+    row = loaded(CONFIG, state).run_epoch()
+    assert row["images_per_second"] is None
+    assert row["train_loss"] > 0
+
+
 def test_rows_in_pinned_memory_are_saved_from_the_host(monkeypatch):
     """As a GPU's tensor with gaps they would be copied there first; here a tensor of the host stands for one."""
     trainer = make_trainer()
