@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import shutil
 import signal
 import time
@@ -14,18 +13,16 @@ from r2d2fast.experiments.figure2 import four_panels
 from r2d2fast.models import make_model
 from r2d2fast.train import cli as train_cli
 from r2d2fast.train import run
+from tests.processes import starting
 from tests.train.tiny_run import TINY
 
 DIGITS = ["--dataset", "digits", *TINY]
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(threads):
     """The same number of threads in every process."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run_command(arguments):
@@ -38,20 +35,8 @@ def run_command(arguments):
 
 @pytest.fixture(scope="module")
 def start():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["r2d2fast.experiments.cli", "torch._dynamo", "pytest"])
-    processes = []
-
-    def begin(*arguments):
-        process = context.Process(target=run_command, args=(list(map(str, arguments)),))
-        process.start()
-        processes.append(process)
-        return process
-
-    yield begin
-    for process in processes:
-        process.kill()
-        process.join()
+    with starting("r2d2fast.experiments.cli") as start_one:
+        yield lambda *arguments: start_one(run_command, *arguments)
 
 
 @pytest.fixture(scope="module")
