@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from r2d2fast.data.dali import dali_batches
 from r2d2fast.data.dataset import Augmentation
 from r2d2fast.data.folder import load_folder
+from r2d2fast.data.photographs import PhotographOptions
 from r2d2fast.data.views import RANDOM_NUMBERS, random_crop
 
 SIZE = 224
@@ -174,8 +176,21 @@ def _ours(root: Path) -> Run:
     return lambda: load(batch, batch)
 
 
+def _ours_by_dali(root: Path) -> Run:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images: Any = load_folder(root, device, PhotographOptions(decoder="dali")).train
+    batch = torch.arange(len(images))
+    load = images.loading(AUGMENTATION, 0)
+    return lambda: [shown.cpu() for shown, _ in dali_batches(load, [(batch, batch)], device)]
+
+
 DECODERS = {
     "r2d2fast": Contestant("r2d2fast", ANTIALIASED, _ours),
+    "r2d2fast-dali": Contestant(
+        "r2d2fast, --decoder dali" + (" (GPU)" if torch.cuda.is_available() else " (CPU)"),
+        "triangular, antialiased",
+        _ours_by_dali,
+    ),
     "pillow": Contestant("Pillow, torchvision v2 on images", ANTIALIASED, _each(_pillow)),
     "draft": Contestant(
         "Pillow with draft mode", "scaled DCT where it fits, then " + ANTIALIASED, _each(_pillow_draft)

@@ -13,6 +13,7 @@ from bench.decoders import DECODERS, SIZE, Run
 from bench.measure import torch_threads
 from bench.photographs import QUALITY, write_photographs
 from bench.table import markdown
+from r2d2fast.data import DataError
 from r2d2fast.data import pack as packing
 
 TARGET = 2.0
@@ -39,11 +40,11 @@ def prepare(folders: dict[str, Path]) -> tuple[dict[str, Run], dict[str, str]]:
     absent: dict[str, str] = {}
     for name, decoder in DECODERS.items():
         try:
-            for folder in folders if name == OURS else list(folders)[:1]:
+            for folder in folders if name.startswith(OURS) else list(folders)[:1]:
                 run = decoder.prepare(folders[folder])
                 run()
                 runs[f"{name} {folder}"] = run
-        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        except (ImportError, OSError, RuntimeError, AttributeError, DataError) as error:
             absent[name] = str(error).strip().splitlines()[0][:100]
     return runs, absent
 

@@ -39,11 +39,14 @@ R2D2_INLINE void accumulate(Sums<T>& sums, T u, T v, T eu, T ev) {
   sums.d += (L == ClassLoss::kl ? ev : eu) * (u - v);
 }
 
-// A row is sound where its sums are finite: a NaN or infinity anywhere in ŷ or ỹ reaches the last.
+// Of larger gaps to the largest number the sums of a row may overflow, and its pseudo-logits beside them.
+constexpr float kLargestGap = 1e33f;
+
+// Whether a row's sums are finite, which a NaN or infinity anywhere in ŷ or ỹ reaches, and of gaps no larger.
 template <class T>
 R2D2_INLINE auto sound(const Sums<T>& sums) {
   const T probe = sums.pu + sums.d;
-  return (probe - probe) == (probe - probe);
+  return (probe <= kLargestGap) & (probe >= -kLargestGap);
 }
 
 // Σ (p−q)², Σ p(p−q), Σ q(q−p) (mse only).

@@ -100,6 +100,19 @@ def test_any_finite_logits_give_finite_results(backend, data):
 
 @pytest.mark.parametrize("class_loss", CLASS_LOSSES)
 @pytest.mark.parametrize("classes", [9, 100])
+def test_a_step_does_not_leave_the_range_of_float32(backend, class_loss, classes):
+    """Rule 10. The gap between the first two logits, of the size of all numbers, decides where two pseudo-logits go."""
+    logits, bank = torch.zeros(1, classes), make_bank(2, classes)
+    logits[0, 0] = 3.4e38
+    bank.pseudo_logits[0, :2] = 3.4e38
+    loss, grad = d2_step(logits, torch.tensor([1]), bank, class_loss=class_loss, label_lr=1.0, backend=backend)
+    assert loss.isfinite()
+    assert grad.isfinite().all()
+    assert bank.pseudo_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("class_loss", CLASS_LOSSES)
+@pytest.mark.parametrize("classes", [9, 100])
 @pytest.mark.parametrize("size", [1e2, 1e4])
 def test_gaps_beyond_the_range_of_exp(backend, classes, size, class_loss):
     logits = torch.randn(20, classes) * size
