@@ -128,10 +128,10 @@ class StepKernel {
     float* grad = in_place(batch_.dtype) ? reinterpret_cast<float*>(grad_row(i)) : r.eu;
     if (moves(slot)) {
       float* moved = in_place(bank_.dtype) ? reinterpret_cast<float*>(bank_row(bank_, slot)) : r.ev;
-      write_gradient<L, true>(r, c, y, grad, moved);
+      write_gradient<L, true>(r, c, y, bank_edge_.largest, grad, moved);
       if (!in_place(bank_.dtype)) write_bank(slot, moved);
     } else {
-      write_gradient<L, false>(r, c, y, grad, nullptr);
+      write_gradient<L, false>(r, c, y, bank_edge_.largest, grad, nullptr);
     }
     if (!in_place(batch_.dtype)) logits_edge_.write_row(grad_row(i), grad, n_);
   }
@@ -220,8 +220,7 @@ class StepKernel {
     return y;
   }
 
-  void write_bank(int32_t slot, float* moved) const {
-    clamp_row(moved, n_, bank_edge_.largest);
+  void write_bank(int32_t slot, const float* moved) const {
     if (bank_.stochastic)
       bank_edge_.round_row(bank_row(bank_, slot), moved, n_, uint64_t(slot) * n_, uint64_t(*bank_.step), bank_.seed);
     else

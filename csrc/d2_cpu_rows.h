@@ -108,9 +108,9 @@ void round_row(void* row, const float* in, int64_t n, uint64_t element, uint64_t
   }
 }
 
-// A 16-bit bank saturates at its largest number; a float32 one is written in place and left as it comes.
+// A bank saturates at its largest number.
 constexpr Edge kEdges[] = {
-    {read_row<float>, write_row<float>, nullptr, read_tile<float>, write_tile<float>, INFINITY},
+    {read_row<float>, write_row<float>, nullptr, read_tile<float>, write_tile<float>, FLT_MAX},
     {read_row<Bfloat16>, write_row<Bfloat16>, round_row<Bfloat16, 16>, read_tile<Bfloat16>, write_tile<Bfloat16>,
      kLargest<Bfloat16>},
     {read_row<Float16>, write_row<Float16>, round_row<Float16, 13>, read_tile<Float16>, write_tile<Float16>,
@@ -195,14 +195,15 @@ inline Row<Vec> broadcast(const Row<float>& r) {
 
 // grad and moved may be r.eu and r.ev. Whole vectors are written, past the row's end too.
 template <ClassLoss L, bool kUpdate>
-void write_gradient(const RowView& r, const Row<float>& row, const float* y, float* grad, float* moved) {
+void write_gradient(const RowView& r, const Row<float>& row, const float* y, float largest, float* grad, float* moved) {
   const Row<Vec> c = broadcast(row);
+  const Vec limit = splat(largest);
   const float *const eu_row = r.eu, *const ev_row = r.ev;
   for_each_vector(r, 0, r.classes, [&](Vec u, Vec v, int64_t j) {
     const Vec eu = load(eu_row + j), ev = load(ev_row + j);
     const Vec g = gradient<L>(c, u, v, eu, ev), d = kUpdate ? descent<L>(c, u, v, eu, ev) : Vec{};
     store(grad + j, g);
-    if (kUpdate) store(moved + j, load(y + j) - d);
+    if (kUpdate) store(moved + j, min(max(load(y + j) - d, -limit), limit));
   });
 }
 

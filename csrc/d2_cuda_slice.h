@@ -260,8 +260,7 @@ __device__ __forceinline__ void clamp(float (&values)[kElements], float largest)
 template <int kThreads, int kElements>
 __device__ __forceinline__ void round_to_bank(const Bank& bank, uint64_t row_start, const Slice<kThreads, kElements>& slice,
                                               float (&values)[kElements]) {
-  if (bank.dtype == DType::float32) return;
-  const float largest = bank.dtype == DType::float16 ? 65504.0f : 0x1.FEp127f;
+  const float largest = bank.dtype == DType::float16 ? 65504.0f : bank.dtype == DType::bfloat16 ? 0x1.FEp127f : FLT_MAX;
   clamp(values, largest);
   if (!bank.stochastic) return;
   if (slice.access == Access::scalar)

@@ -39,7 +39,7 @@ R2D2_INLINE void accumulate(Sums<T>& sums, T u, T v, T eu, T ev) {
   sums.d += (L == ClassLoss::kl ? ev : eu) * (u - v);
 }
 
-// Of larger gaps to the largest number the sums of a row may overflow, and its pseudo-logits beside them.
+// Of gaps to the largest number, so that the sums over a row are finite.
 constexpr float kLargestGap = 1e33f;
 
 // Whether a row's sums are finite, which a NaN or infinity anywhere in ŷ or ỹ reaches, and of gaps no larger.

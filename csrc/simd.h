@@ -54,6 +54,16 @@ inline Vec max(Vec a, Vec b) {
 #endif
 }
 
+inline Vec min(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 // Lane i of the result is lane Lanes::at(i) of a, from kLanes on lane at(i) − kLanes of b. The lane numbers are template
 // arguments because GCC 12 assembles a mask that it only could fold at run time, one lane after another.
 template <class Lanes, int... i>
