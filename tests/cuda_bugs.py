@@ -44,6 +44,7 @@ PATCHES = {
         ("if (step.update) *bank", "if (step.update && !BUG(update not counted)) *bank"),
     ],
     "d2_cuda_slice.h": [
+        ("  clamp(values, largest);\n  if (!bank", "  if (!BUG(updates not clamped)) clamp(values, largest);\n  if (!bank"),
         ("&& (!pseudo || pseudo->mis", "&& (BUG(alignment of the bank ignored) || !pseudo || pseudo->mis"),
         ("if (!alike || logits.classes", "if ((!alike && !BUG(all alignments ignored)) || logits.classes"),
         ("+ head > capacity", "+ head * !BUG(head takes no room) > capacity"),

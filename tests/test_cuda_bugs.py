@@ -40,6 +40,7 @@ from tests.test_cuda_failures import (
     check_same_bits,
     check_target,
 )
+from tests.test_rules import TestSaturation
 
 F32, BF16, F16 = DTYPES
 
@@ -96,6 +97,11 @@ def bad_predictions(host: Host, order: str) -> None:
 
 def same_bits(host: Host, order: str) -> None:
     check_same_bits(host, order, 100, "kl_reverse")
+
+
+def saturation(host: Host, order: str) -> None:
+    with on_the_host(host, order):
+        TestSaturation().test_a_step_saturates("cuda", 100, "nearest", F32)
 
 
 def bad_scalar(host: Host, order: str) -> None:
@@ -224,6 +230,7 @@ BUGS = {
     "same bits each step": (stochastic(100, "alike", (F32, BF16)), "rounded otherwise"),
     "32-bit step": (stochastic(100, "alike", (F32, BF16)), "rounded otherwise"),
     "second block of bits forgotten": (stochastic(33, "padded", (BF16, BF16)), "rounded otherwise"),
+    "updates not clamped": (saturation, r"tensor\(False\)"),
     "32-bit offset of the logits": (large(8192), "loss"),
     "32-bit offset in the bank": (large(8192), "bank rounded or written otherwise|loss"),
     "32-bit random counter": (large(8192), "bank rounded or written otherwise"),

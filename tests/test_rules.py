@@ -1,5 +1,6 @@
 """The rules of DESIGN.md, section 3, that are about what happens and when: one class of tests a rule."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -315,8 +316,13 @@ class TestSixteenBitBanks:
         d2_step(logits, torch.arange(64), other, label_lr=5.0, backend=backend)
         assert (other.pseudo_logits != banks[0].pseudo_logits).float().mean() > 0.1
 
-    @pytest.mark.parametrize("dtype", DTYPES[1:])
-    @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+
+class TestSaturation:
+    """Rule 10, and what a bank of any dtype does at the end of its range."""
+
+    @pytest.mark.parametrize(
+        ("rounding", "dtype"), [("nearest", torch.float32), *itertools.product(["nearest", "stochastic"], DTYPES[1:])]
+    )
     @pytest.mark.parametrize("classes", [4, 16, 100])
     def test_a_step_saturates(self, backend, classes, rounding, dtype):
         bank = make_bank(2, classes, labelled_every=0, dtype=dtype, rounding=rounding)

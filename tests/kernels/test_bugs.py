@@ -170,7 +170,7 @@ BUGS = {
     "bits begin anew in each piece": (LONG_BITS, ROUNDED),
     "subnormals rounded as others": ((test_triton.test_random_bits_of_subnormals,), ROUNDED),
     "updates not clamped": (
-        (test_rules.TestSixteenBitBanks().test_a_step_saturates, TRITON, 4, "nearest", F16),
+        (test_rules.TestSaturation().test_a_step_saturates, TRITON, 4, "nearest", F16),
         "largest",
     ),
     # Long rows.
