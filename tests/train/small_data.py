@@ -9,6 +9,7 @@ from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
 from r2d2fast.train.trainer import Trainer
 
+CPU = torch.device("cpu")
 DIGITS = RECIPES["digits"].config
 # 8 labelled samples and 112 unlabelled ones, 24 of which fill no batch: epochs 0 and 1 are stage 1, of two steps each; 2 to 5
 # stage 2, of four, with a reprediction before 4; 6 and 7 stage 3, of three.
@@ -38,17 +39,13 @@ def pixels(labels):
     return (MEAN.item() + STD.item() * images).round().clamp(0, 255).to(torch.uint8)
 
 
-def images_of(values):
-    return ResidentImages(values, MEAN, STD, torch.device("cpu"))
-
-
-def dataset(classes=4, changed=lambda train: train):
+def dataset(classes=4, changed=lambda train: train, device=CPU):
     """120 training and 40 test images; ``changed`` may change the pixels of the former."""
     labels = torch.arange(160) % classes
     values = pixels(labels)
     return Dataset(
-        train=images_of(changed(values[:120].clone())),
-        test=images_of(values[120:]),
+        train=ResidentImages(changed(values[:120].clone()), MEAN, STD, device),
+        test=ResidentImages(values[120:], MEAN, STD, device),
         train_labels=labels[:120],
         test_labels=labels[120:],
         class_names=[f"class {number}" for number in range(classes)],
@@ -60,8 +57,8 @@ def labels_of_split():
     return split_labels(torch.arange(120) % 4, 4, CONFIG.num_labels, 0)
 
 
-def make_trainer(config=CONFIG, data=None):
-    return Trainer(config, data or dataset(), labels_of_split(), Ranks())
+def make_trainer(config=CONFIG, data=None, device=CPU):
+    return Trainer(config, data or dataset(device=device), labels_of_split(), Ranks(device=device))
 
 
 def run_all(trainer):

@@ -1,0 +1,78 @@
+"""The trainer on a GPU: the same run as on a CPU, whose host never waits within an epoch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.train.small_data import CONFIG, EPOCHS, make_trainer, pseudo_logits, run_all, trainer_after
+
+pytestmark = pytest.mark.gpu
+STAGES = {1: 0, 2: 2, 3: 6}
+"""The first epoch of each."""
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_between_two_looks_at_the_loss_the_host_never_waits(device, stage, precision, compile):
+    trainer = make_trainer(replace(CONFIG, precision=precision, compile=compile, log_interval=1000), device=device)
+    trainer.go_to(STAGES[stage])
+    epoch = trainer.schedule[STAGES[stage]]
+    order = list(trainer.order(epoch))
+    trainer.train(epoch, order, lambda: None)  # loads, compiles, and records graphs
+    trainer.go_to(STAGES[stage])
+    steps = []
+
+    def pause():
+        steps.append(trainer.step)
+        torch.cuda.set_sync_debug_mode("error")
+
+    try:
+        trainer.train(epoch, order, pause)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert steps == list(range(1, epoch.steps + 1))
+
+
+def test_a_run_is_that_of_a_cpu(device):
+    """In float32 and for an epoch of stage 1 and one of stage 2, after which rounding has not yet grown."""
+    config = replace(CONFIG, precision="float32", stage1=replace(CONFIG.stage1, epochs=1, cosine_epochs=1))
+    ours, theirs = make_trainer(config, device=device), make_trainer(config)
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        for trainer in (ours, theirs):
+            for _ in range(2):
+                trainer.run_epoch()
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+    for name, tensor in theirs.model.state_dict().items():
+        torch.testing.assert_close(ours.model.state_dict()[name].cpu(), tensor, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(pseudo_logits(ours).cpu(), pseudo_logits(theirs), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"precision": "float16"}, {"bank_storage": "pinned"}, {"compile": True}])
+def test_all_stages_learn(device, changes):
+    trainer = make_trainer(replace(CONFIG, **changes), device=device)
+    run_all(trainer)
+    assert len(trainer.rows) == EPOCHS
+    assert trainer.rows[-1]["test_error"] <= trainer_after(EPOCHS).rows[-1]["test_error"] + 10
+
+
+def test_a_checkpoint_goes_on_on_the_other_device(device):
+    """Its values, and its tensors as they are."""
+    for here, there in ((device, torch.device("cpu")), (torch.device("cpu"), device)):
+        begun, other = make_trainer(device=here), make_trainer(device=there)
+        for _ in range(3):
+            begun.run_epoch()
+        other.load_values(begun.values())
+        for part, tensors in other.tensors().items():
+            source = begun.tensors()[part]
+            if isinstance(tensors, dict):
+                for name, tensor in tensors.items():
+                    tensor.copy_(source[name])
+            else:
+                tensors.copy_(source)
+        run_all(other)
+        assert len(other.rows) == EPOCHS
