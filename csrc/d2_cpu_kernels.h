@@ -38,10 +38,10 @@ inline bool all_finite(const float* x, int64_t n) {
   return true;
 }
 
-// Gaps cut to the largest that a sound row may have, and with them the class loss of such a row, which is finite but no longer
-// exact. Not cut further: beside 3.4e38, 1e31 is less than the spacing of float32.
+// A gap of more than FLT_MAX to the largest number would make u infinite: gaps are cut to 1e33, and with them the class
+// loss of such a row, which is finite but no longer exact. Not further: beside 3.4e38, 1e31 is less than the spacing of float32.
 inline const float* tame(const float* x, float largest, float* out, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) out[j] = x[j] > largest - kLargestGap ? x[j] : largest - kLargestGap;
+  for (int64_t j = 0; j < n; ++j) out[j] = x[j] > largest - 1e33f ? x[j] : largest - 1e33f;
   return out;
 }
 

@@ -39,14 +39,11 @@ R2D2_INLINE void accumulate(Sums<T>& sums, T u, T v, T eu, T ev) {
   sums.d += (L == ClassLoss::kl ? ev : eu) * (u - v);
 }
 
-// Of gaps to the largest number, so that the sums over a row are finite.
-constexpr float kLargestGap = 1e33f;
-
-// Whether a row's sums are finite, which a NaN or infinity anywhere in ŷ or ỹ reaches, and of gaps no larger.
+// A row is sound where its sums are finite: a NaN or infinity anywhere in ŷ or ỹ reaches the last.
 template <class T>
 R2D2_INLINE auto sound(const Sums<T>& sums) {
   const T probe = sums.pu + sums.d;
-  return (probe <= kLargestGap) & (probe >= -kLargestGap);
+  return (probe - probe) == (probe - probe);
 }
 
 // Σ (p−q)², Σ p(p−q), Σ q(q−p) (mse only).

@@ -106,9 +106,11 @@ class _Pipeline:
 
     def __init__(self, largest: int, device: torch.device, threads: int) -> None:
         from nvidia.dali import fn, pipeline_def, types
+        from nvidia.dali.plugin.pytorch import feed_ndarray
 
         on_gpu = device.type == "cuda"
-        self._device = device if on_gpu else None
+        self._device = device
+        self._copy = feed_ndarray
         ordinal = torch.cuda.current_device() if on_gpu and device.index is None else device.index
 
         @pipeline_def(
@@ -150,9 +152,14 @@ class _Pipeline:
 
     def take(self) -> Tensor:
         """The views: uint8 ``[J, 3, size, size]``, channels last."""
-        stream = None if self._device is None else torch.cuda.current_stream(self._device)
-        (views,) = self._pipeline.outputs(stream)
-        return torch.from_dlpack(views.as_tensor()).permute(0, 3, 1, 2)
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        (batch,) = self._pipeline.outputs(stream)
+        views = batch.as_tensor()
+        # Not by DLPack: when PyTorch lets go of DALI's memory, a thread of DALI's waits for the whole device, which a stream that
+        # records a CUDA graph does not stand (by its source; no GPU here to see it).
+        copy = torch.empty(views.shape(), dtype=torch.uint8, device=self._device)
+        self._copy(views, copy, cuda_stream=stream)
+        return copy.permute(0, 3, 1, 2)
 
 
 class _Decoder:
@@ -169,8 +176,13 @@ class _Decoder:
         """Begin with a batch, of which the loader has made ``encoded``. The one before has been finished."""
         self._begun = batch, encoded
         if len(encoded.ends):
-            self._pipeline = self._pipeline or self._new_pipeline()
-            self._pipeline.give(encoded)
+            try:
+                self._pipeline = self._pipeline or self._new_pipeline()
+                self._pipeline.give(encoded)
+            except Exception as error:
+                raise DataError(
+                    f"--decoder dali: DALI cannot work here; --decoder cpu does without it. {error}"
+                ) from error
 
     def finish(self) -> tuple[Tensor, list[Exception]] | None:
         """The batch that was begun; None if none was."""
@@ -193,7 +205,7 @@ class _Decoder:
         images, failures = self._load(*batch)
         if not failures:
             raise DataError(
-                f"DALI failed at images that the CPU can decode; --decoder cpu does without DALI. {error}"
+                f"DALI failed at images that the CPU can decode; --resume --decoder cpu goes on without it. {error}"
             ) from error
         return images.to(self._device), failures
 
@@ -218,7 +230,7 @@ def dali_batches(load: Load, order: Order, device: torch.device) -> Iterator[tup
     A file that DALI cannot decode ends its pipeline. Its batch is then decoded by the CPU, which knows what is wrong with which
     file. Damage within a file that DALI shows all the same goes unnoticed; packing finds it.
 
-    Raises DataError if DALI fails at a batch that the CPU can decode.
+    Raises DataError if DALI cannot work, or fails at a batch that the CPU can decode.
     """
     decoder = _Decoder(load, max((len(index) for index, _ in order), default=1), device)
     for batch, encoded in zip(order, load_batches(_Read(load), order, load.options.workers), strict=True):

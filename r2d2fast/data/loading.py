@@ -100,11 +100,17 @@ def _termination_left_to_the_trainer() -> Iterator[None]:
 
 
 def _begin_worker(_: int) -> None:
-    # What a forked worker inherits is not its own to destroy: collecting the copy of a DALI pipeline, whose threads do not exist
-    # here, never ended.
-    gc.freeze()
+    if multiprocessing.get_start_method() == "fork":
+        # What it inherits is not its own to destroy: collecting the copy of a DALI pipeline, whose threads do not exist here,
+        # never ended.
+        gc.freeze()
     # SIGTERM from the trainer is for the worker to obey. Python sends it to workers that are left when it exits, after an
     # exception that nobody caught, say, and waits for their end.
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, where one cannot know whom it comes from
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        return
+    # Processes that are not forked begin with nothing blocked.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     trainer = multiprocessing.parent_process()
 
     def obey() -> None:

@@ -32,7 +32,7 @@ RUN_FILES = (CONFIG, CURRENT, PREVIOUS, METRICS, RESULTS)
 # They say where and how to run, not what: two runs that differ in nothing else are the same run.
 NOT_COMPARED = {
     *("data_dir", "download", "run_dir", "resume", "eval_only", "dry_run", "runs", "device", "compile", "workers"),
-    *("log_interval", "checkpoint_minutes", "tensorboard", "profile", "onnx", "bank_storage"),
+    *("decoder", "log_interval", "checkpoint_minutes", "tensorboard", "profile", "onnx", "bank_storage"),
 }
 
 
@@ -88,7 +88,8 @@ def _lock(path: Path, flag: str, held: ExitStack) -> None:
     except OSError as error:
         if error.filename is not None:
             raise ConfigError(
-                f"{flag} {path}: cannot be written ({error.strerror}); make its folder, mend its permissions, or name another"
+                f"{flag} {path}: cannot be written ({error.strerror}); make its folder, mend its permissions, free some space, "
+                "or name another"
             ) from error
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise ConfigError(

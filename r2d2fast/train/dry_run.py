@@ -56,7 +56,8 @@ def _print_settings(config: Config, console: Console) -> None:
 
 
 def _print_schedule(trainer: Trainer, console: Console) -> None:
-    labelled, unlabelled = len(trainer.labelled), len(trainer.unlabelled)
+    labelled = len(trainer.labelled)
+    unlabelled = len(trainer.labels) - labelled
     table = Table(title=f"{trainer.config.dataset}, {labelled} labelled samples, {unlabelled} unlabelled")
     for heading in ("stage", "epochs", "before the first", "steps an epoch", "batch", "learning rate"):
         table.add_column(heading, justify="left" if heading == "before the first" else "right", overflow="fold")

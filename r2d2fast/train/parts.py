@@ -33,15 +33,23 @@ def make_network(config: Config, shape: tuple[int, int, int], num_classes: int, 
 
 
 def bank_file(config: Config) -> Path | None:
-    """The file that ``--bank-storage`` names; None where the bank is in memory."""
-    return None if config.bank_storage in ("device", "pinned") else Path(config.bank_storage)
+    """The file that ``--bank-storage`` names; None where the bank is in memory, or has no rows as that of stage 1 by itself."""
+    if config.bank_storage in ("device", "pinned") or config.stages == (1,):
+        return None
+    path = Path(config.bank_storage)
+    if path.is_dir():
+        raise ConfigError(
+            f"--bank-storage {config.bank_storage!r} is a folder; accepted: device, pinned on a GPU, a file in it"
+        )
+    return path
 
 
 def make_bank(config: Config, labels: Tensor, num_classes: int, ranks: Ranks) -> PseudoLabelBank:
     """This rank's bank, for its own samples' labels. Raises ConfigError where it cannot be made."""
-    storage = config.bank_storage
-    if bank_file(config) is not None and ranks.count > 1:
-        storage = f"{storage}.{ranks.rank}-of-{ranks.count}"  # another number of ranks has files of its own
+    file = bank_file(config)
+    storage = str(file) if file is not None else "pinned" if config.bank_storage == "pinned" else "device"
+    if file is not None and ranks.count > 1:
+        storage += f".{ranks.rank}-of-{ranks.count}"  # another number of ranks has files of its own
     dtype = DTYPES[config.bank_dtype]
     try:
         return PseudoLabelBank(

@@ -48,7 +48,7 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
     with ExitStack() as locks:
         bank = bank_file(config)
         if bank is not None:
-            locks.enter_context(locked(bank.with_name(bank.name + ".lock"), ranks, "--bank-storage"))
+            locks.enter_context(locked(Path(f"{bank}.lock"), ranks, "--bank-storage"))
         trainer = Trainer(config, data, labels, ranks)
         finished = ranks.first(lambda: open_directory(directory, config))
         if finished is not None:
@@ -97,7 +97,8 @@ def _resume(trainer: Trainer, directory: Path, console: Console) -> None:
     trainer.ranks.first(lambda: keep_good(path))
     steps = f" and {trainer.step} steps" if trainer.step else ""
     console.print(f"resumed after {len(trainer.rows)} of {len(trainer.schedule)} epochs{steps}")
-    before, now = values["precision"], trainer.precision.name
+    now = trainer.precision.name
+    before = values.get("precision", now)  # checkpoints of before 2026-11-23 do not say
     if before != now:
         console.print(f"--precision auto, {before} on the machine before, is {now} on this one", soft_wrap=True)
 

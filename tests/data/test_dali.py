@@ -170,6 +170,15 @@ def test_where_only_dali_fails_it_is_not_hidden(root, monkeypatch):
 
     monkeypatch.setattr("r2d2fast.data.dali._Pipeline.take", fail)
     with pytest.raises(
-        DataError, match=r"DALI failed at images that the CPU can decode; .*--decoder cpu.*out of memory"
+        DataError, match=r"DALI failed at images that the CPU can decode; --resume --decoder cpu goes.*out of memory"
     ):
+        list(load(root).train.batches(order([0, 1]), None, 0))
+
+
+def test_where_dali_cannot_start_there_is_a_way_out(root, monkeypatch):
+    def fail(pipeline, encoded):
+        raise RuntimeError("driver version is insufficient")
+
+    monkeypatch.setattr("r2d2fast.data.dali._Pipeline.give", fail)
+    with pytest.raises(DataError, match=r"--decoder dali: DALI cannot work here; --decoder cpu .*driver version"):
         list(load(root).train.batches(order([0, 1]), None, 0))

@@ -1,5 +1,6 @@
 """Loader processes: order, what they can do to the process that uses them, and their death."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -132,19 +133,30 @@ def _processes(index, draws):
     return os.getpid()
 
 
-def test_a_program_that_an_exception_ends_does_not_wait_for_its_workers(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import torch\n"
-        "from r2d2fast.data.loading import load_batches\n"
-        "def load(index, draws):\n"
-        "    return index\n"
-        "if __name__ == '__main__':\n"
-        "    order = [(torch.tensor([n]), torch.tensor([n])) for n in range(1000)]\n"
-        "    batches = load_batches(load, order, 2)\n"
-        "    next(batches)\n"
-        "    raise KeyError('nobody catches this')\n"
+PROGRAM = """
+import multiprocessing, os, subprocess, sys, torch
+from r2d2fast.data.loading import load_batches
+
+def load(index, draws):
+    return os.getpid()
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    batches = load_batches(load, [(torch.tensor([n]), torch.tensor([n])) for n in range(1000)], 2)
+    workers = {next(batches) for _ in range(4)}
+    subprocess.run(["sh", "-c", "kill -TERM " + " ".join(map(str, workers))], check=True)
+    assert {next(batches) for _ in range(20)} == workers
+    raise KeyError("nobody catches this")
+"""
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_workers_end_by_their_program_and_by_nobody_else(tmp_path, method):
+    """A scheduler's SIGTERM they outlive, and a program that an exception ends does not wait for them."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py", method], capture_output=True, text=True, timeout=120
     )
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "nobody catches this" in done.stderr
+    assert done.stderr.rstrip().endswith("KeyError: 'nobody catches this'")
+    assert "leaked" not in done.stderr

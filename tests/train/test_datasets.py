@@ -151,12 +151,20 @@ def test_damaged_images_stop_the_run_or_are_counted(
     assert "2 images could not be decoded" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_dali_decodes_in_all_stages(workers: int, photographs: Path, tmp_path: Path) -> None:
+DALI = [("--device=cpu",), ("--device=cpu", "--workers=1")]
+DALI_ON_GPUS = [("--device=cuda",), ("--device=cuda", "--workers=1", "--compile")]
+
+
+@pytest.mark.parametrize("how", [*DALI, *(pytest.param(flags, marks=pytest.mark.gpu) for flags in DALI_ON_GPUS)])
+def test_dali_decodes_in_all_stages(how: tuple[str, ...], photographs: Path, tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali")
-    flags = [*PHOTOGRAPHS, f"--data-dir={photographs}", f"--workers={workers}", "--decoder=dali"]
-    assert cli.main([*flags, f"--run-dir={tmp_path}"]) == 0
+    if "--device=cuda" in how and not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no GPU here (torch.cuda.is_available() is False)")
+    flags = [*PHOTOGRAPHS, f"--data-dir={photographs}", f"--run-dir={tmp_path}", *how]
+    assert cli.main([*flags, "--decoder=dali"]) == 0
     assert len(json.loads((tmp_path / "results.json").read_text())["stages"]) == 3
+    # Where DALI fails, a run goes on without it.
+    assert cli.main([*flags, "--decoder=cpu", "--resume"]) == 0
 
 
 def test_where_dali_is_missing_the_command_line_says_what_to_install(

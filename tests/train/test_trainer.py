@@ -334,6 +334,7 @@ def test_batch_norm_in_groups_trains_another_network():
         ({"backbone": "smal"}, "--backbone smal: unknown backbone 'smal'; the nearest is 'small'"),
         ({"backbone": "convlarge"}, "--backbone convlarge: backbone 'convlarge' does not take images of 8×8 pixels"),
         ({"bank_storage": "pinned"}, "--bank-storage pinned: storage 'pinned' is for the kernels of a GPU"),
+        ({"bank_storage": "."}, "--bank-storage '.' is a folder; accepted: device, pinned on a GPU, a file in it"),
         ({"bank_storage": "/no/such/place"}, "--bank-storage /no/such/place: cannot make the bank file"),
         ({"translate": 8}, "--translate 8: must be 0 to 7 pixels"),
         ({"num_labels": 8, "stage2": replace(CONFIG.stage2, unlabelled_batch=113)}, "there are only 112 unlabelled"),
@@ -426,10 +427,11 @@ def test_between_two_looks_at_the_loss_the_host_reads_nothing(position, precisio
     assert found[1] > found[1000]
 
 
-def test_stage_1_by_itself_has_no_pseudo_labels():
-    alone, whole = make_trainer(replace(CONFIG, stages=(1,))), make_trainer()
+def test_stage_1_by_itself_has_no_pseudo_labels(tmp_path):
+    alone, whole = make_trainer(replace(CONFIG, stages=(1,), bank_storage=str(tmp_path / "bank"))), make_trainer()
     assert (alone.bank.nbytes, len(whole.bank.pseudo_logits)) == (0, 112)
     for trainer in (alone, whole):
         for _ in range(2):
             trainer.run_epoch()
     assert rows_without_times(alone) == rows_without_times(whole)
+    assert not (tmp_path / "bank").exists()  # where stage 2 would find a file of another size
