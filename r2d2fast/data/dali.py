@@ -193,9 +193,8 @@ class _Decoder:
         if self._pipeline is not None and len(encoded.ends):
             try:
                 views = self._pipeline.take()
-            except (
-                Exception
-            ) as error:  # of several types; DALI's word for all of them is that the pipeline is no longer valid
+            # Of several types; what DALI says of all of them is that the pipeline is no longer valid.
+            except Exception as error:
                 self._pipeline = None
                 return self._by_cpu(batch, error)
             images = torch.cat([views, images])[encoded.order.to(self._device)] if len(images) else views
