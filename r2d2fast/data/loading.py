@@ -1,12 +1,14 @@
 """Batches made by loader processes, ahead of the training that uses them."""
 
+import atexit
 import gc
 import multiprocessing
-import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Generic, TypeVar
 
 import torch
@@ -49,7 +51,9 @@ def load_batches(load: Load[Batch], order: Order, workers: int, pin: bool = Fals
         generator=torch.Generator(),
     )
     with _child_signal_kept(), _termination_left_to_the_trainer():
+        before = set(multiprocessing.active_children())
         batches = iter(loader)
+        _workers.update(set(multiprocessing.active_children()) - before)
     while True:
         try:
             batch = next(batches)
@@ -100,25 +104,22 @@ def _termination_left_to_the_trainer() -> Iterator[None]:
 
 
 def _begin_worker(_: int) -> None:
+    # Not blocked, where the process was not forked: threads that its imports have started would hear it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if multiprocessing.get_start_method() == "fork":
         # What it inherits is not its own to destroy: collecting the copy of a DALI pipeline, whose threads do not exist here,
         # never ended.
         gc.freeze()
-    # SIGTERM from the trainer is for the worker to obey. Python sends it to workers that are left when it exits, after an
-    # exception that nobody caught, say, and waits for their end.
-    if not hasattr(signal, "sigwaitinfo"):  # macOS, where one cannot know whom it comes from
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        return
-    # Processes that are not forked begin with nothing blocked.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    trainer = multiprocessing.parent_process()
 
-    def obey() -> None:
-        while trainer is not None:
-            if signal.sigwaitinfo({signal.SIGTERM}).si_pid == trainer.pid:
-                os._exit(0)
 
-    threading.Thread(target=obey, daemon=True).start()
+_workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Before Python sends SIGTERM to workers that are left, after an exception that nobody caught, say, and waits for them."""
+    for worker in set(multiprocessing.active_children()) & set(_workers):
+        worker.kill()
 
 
 @contextmanager
