@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -42,7 +43,8 @@ def load_batches(load: Load[Batch], order: Order, workers: int, pin: bool = Fals
     loader = DataLoader(
         _Loading(load),
         batch_size=None,
-        sampler=order,
+        # Tensors would be lent to the workers by a thread of this process, which complains where one of them ends.
+        sampler=[(index.numpy(), draws.numpy()) for index, draws in order],
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
@@ -75,13 +77,13 @@ class _Loading(Dataset[Batch], Generic[Batch]):
     def __init__(self, load: Load[Batch]) -> None:
         self.load = load
 
-    def __getitem__(self, batch: tuple[Tensor, Tensor]) -> Batch:
+    def __getitem__(self, batch: tuple[np.ndarray, np.ndarray]) -> Batch:
         # The operations on one image are too small to share; where other work keeps the cores busy, waiting for each other's
         # threads took most of the time. Workers have one thread anyway.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return self.load(*batch)
+            return self.load(*map(torch.from_numpy, batch))
         finally:
             torch.set_num_threads(threads)
 

@@ -110,7 +110,11 @@ def test_a_lost_rank_stops_the_run_within_seconds_and_it_resumes(finished: Path,
 def test_sigterm_to_torchrun_saves_and_stops_all_ranks(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     process = train_on_two("--run-dir", directory)
+    # The file is there before rank 1 hears signals; with the first epoch in it both ranks have trained.
     wait_for(directory / "metrics.jsonl", process)
+    while not lines(directory):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
     process.terminate()
     process.communicate(timeout=120)
     assert (directory / "checkpoint").exists()
