@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from r2d2fast.data import DataError, Dataset, LoaderError
+from r2d2fast.data import Batch, DataError, Dataset, LoaderError
 from r2d2fast.report.groups import Group
 from r2d2fast.report.runs import Run
 from r2d2fast.train.errors import TrainingError
@@ -172,8 +172,7 @@ def _trail(steps: Sequence[tuple[int, float]], names: Sequence[str]) -> str:
 
 def _images(dataset: Dataset, samples: np.ndarray) -> list[str]:
     """PNG files as data URIs; brightness and contrast as the data set's normalisation left them, stretched over all samples."""
-    index = torch.from_numpy(samples)
-    (batch,) = dataset.train.batches([(index, index)], None, 0)
+    (batch,) = dataset.train.batches([Batch(torch.from_numpy(samples), None, len(samples))], None, 0)
     pixels: Tensor = batch.float()
     low, high = pixels.amin((0, 2, 3), keepdim=True), pixels.amax((0, 2, 3), keepdim=True)
     stretched = (255 * (pixels - low) / (high - low).clamp(min=1e-12)).round().byte().permute(0, 2, 3, 1).numpy()

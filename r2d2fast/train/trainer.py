@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from r2d2fast import FusedD2Loss
-from r2d2fast.data import Augmentation, Batches, Dataset, Images, fold
+from r2d2fast.data import Augmentation, Batch, BatchSampler, Dataset, Images, consecutive_batches, derive_seed
 from r2d2fast.train.checks import check_schedule, check_values
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import DivergenceError
@@ -32,8 +32,8 @@ LossFunction = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 class Trainer:
     """The state of a run on one rank, and what an epoch does to it.
 
-    Everything random is a function of the seed and of what it is for (data.draws, data.batches), so that the state to save is
-    the network, the momentum, the bank and the place in the schedule.
+    Everything random is a function of the seed and of what it is for (data.random_numbers, data.order), so that the state to
+    save is the network, the momentum, the bank and the place in the schedule.
 
     Args:
         config: with ``split`` resolved.
@@ -62,7 +62,7 @@ class Trainer:
         check_values(config, min(dataset.train.shape[1:]), ranks.count)
         check_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count)
         self.schedule = make_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count)
-        self.batches = Batches(self.labelled, self.unlabelled, config.seed, ranks.rank, ranks.count)
+        self.batches = BatchSampler(self.labelled, self.unlabelled, config.seed, ranks.rank, ranks.count)
         # What is random in an epoch depends on its number in a run of all stages, so that stages 2 and 3 do the same after a
         # stage 1 of their own and after that of another run.
         self._first = 0 if 1 in config.stages else config.stage1.epochs
@@ -125,7 +125,7 @@ class Trainer:
             **self.test_errors(pause),
             "pseudo_label_error": self.pseudo_label_error() if epoch.stage > 1 else None,
             # None where this process only evaluated an epoch that another had trained.
-            "images_per_second": sum(total for _, _, total in order) / trained if order else None,
+            "images_per_second": sum(batch.global_size for batch in order) / trained if order else None,
             "outside_network": self.outside_network(trained),
             "bad_images": self.ranks.total(len(self.data.train.bad_images)),
         }
@@ -138,26 +138,26 @@ class Trainer:
         self._begin_epoch()
         return row
 
-    def train(self, epoch: Epoch, order: list[tuple[Tensor, Tensor, int]], pause: Callable[[], None]) -> None:
+    def train(self, epoch: Epoch, order: list[Batch], pause: Callable[[], None]) -> None:
         """Take the steps of ``order``, batches of :meth:`order`, of an epoch; ``pause`` as in :meth:`run_epoch`."""
         if not order:
             return
         loss_function = self._loss_function(epoch)
         cutout = 0 if epoch.stage == 2 else self.config.cutout
         augmentation = Augmentation(self.config.translate, self.config.border, self.config.flip, cutout)
-        loaded = self.data.train.batches([(index, draws) for index, draws, _ in order], augmentation, self.config.seed)
+        loaded = self.data.train.batches(order, augmentation, self.config.seed)
         # The whole epoch's at once: from ordinary memory each copy to a GPU would make the host wait.
-        sizes = [len(index) for index, _, _ in order]
-        indices = torch.cat([index for index, _, _ in order]).to(self.ranks.device).split(sizes)
+        sizes = [len(batch.samples) for batch in order]
+        indices = torch.cat([batch.samples for batch in order]).to(self.ranks.device).split(sizes)
         self.network.train()
-        for images, index, (_, _, total) in zip(loaded, indices, order, strict=True):
-            self._train_step(epoch, images, index, total, loss_function)
+        for images, index, batch in zip(loaded, indices, order, strict=True):
+            self._train_step(epoch, images, index, batch.global_size, loss_function)
             if self.step % self.config.log_interval == 0:
                 self._check_losses(epoch)
             pause()
 
     def _train_step(self, epoch: Epoch, images: Tensor, index: Tensor, total: int, loss_function: LossFunction) -> None:
-        self._seed(fold(self.config.seed, self._first + len(self.rows), self.step, self.ranks.rank))
+        self._seed(derive_seed(self.config.seed, self._first + len(self.rows), self.step, self.ranks.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = epoch.lr(self.step)
         self._watch.next_step()
@@ -176,8 +176,8 @@ class Trainer:
         """The share of ``seconds``, those of the epoch's steps, that the network's passes did not take, 0 … 1."""
         return self._watch.share_outside(seconds)
 
-    def order(self, epoch: Epoch) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Batches of an epoch: sample numbers and draw numbers of this rank, size of the global batch."""
+    def order(self, epoch: Epoch) -> Iterator[Batch]:
+        """The batches of an epoch on this rank."""
         config, number = self.config, self._first + len(self.rows)
         if epoch.stage == 1:
             return self.batches.shuffled(self.labelled, config.stage1.batch, number)
@@ -274,7 +274,7 @@ class Trainer:
         """The network's logits, float32 ``[b, N]`` a batch, of the samples ``[n]``: eval mode, no augmentation."""
         self.ranks.share_buffers(self.model)
         self.model.eval()
-        order = [(index, index) for index in _pieces(samples)]
+        order = consecutive_batches(samples, EVALUATION_BATCH)
         common = self.ranks.smallest(len(order))  # ranks have different numbers of batches, but pauses in common
         for number, batch in enumerate(images.batches(order, None, self.config.seed)):
             with self.precision.autocast():

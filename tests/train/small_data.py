@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from r2d2fast.data import Dataset, ResidentImages, split_labels
+from r2d2fast.data import Dataset, ResidentImages, consecutive_batches, split_labels
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
 from r2d2fast.train.trainer import Trainer
@@ -75,8 +75,7 @@ def trainer_after(epochs, config=CONFIG):
 
 def all_images(images):
     """As evaluation sees them: float32 [M, C, H, W]."""
-    everything = torch.arange(len(images))
-    (batch,) = images.batches([(everything, everything)], None, 0)
+    (batch,) = images.batches(consecutive_batches(torch.arange(len(images)), len(images)), None, 0)
     return batch
 
 

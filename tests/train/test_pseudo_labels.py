@@ -6,7 +6,7 @@ import torch
 from same_run import state
 from small_data import CONFIG, run_all, trainer_after
 
-from r2d2fast.data import Batches
+from r2d2fast.data import BatchSampler
 from r2d2fast.train.errors import TrainingError
 from r2d2fast.train.pseudo_labels import Moment, find_pseudo_labels, read_pseudo_labels, save_pseudo_labels
 
@@ -36,7 +36,7 @@ def assert_is_the_bank(recorded, directory, prediction):
     assert (confidence[classes < 0] == 1).all()
     probs = state(directory)[1]["bank"].softmax(1)
     known, unknown = (torch.from_numpy(mask.nonzero()[0]) for mask in (classes < 0, classes >= 0))
-    (order,) = Batches(known, unknown, 0, 0, 1).partition(prediction)
+    (order,) = BatchSampler(known, unknown, 0, 0, 1).partition(prediction)
     assert classes[order].tolist() == probs.argmax(1).tolist()
     np.testing.assert_allclose(confidence[order], probs.amax(1), atol=5e-4)
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from r2d2fast import reference
-from r2d2fast.data import Batches
+from r2d2fast.data import BatchSampler
 from r2d2fast.models.batch_norm import GroupedBatchNorm2d
 from r2d2fast.train import trainer as trainer_module
 from r2d2fast.train.errors import ConfigError, DivergenceError
@@ -182,13 +182,13 @@ def test_cutout_is_on_in_stages_1_and_3_and_off_in_stage_2_and_evaluations_see_i
     assert [one for _, one in trainer.data.test.calls] == [None] * EPOCHS
 
 
-def test_no_two_images_of_a_run_are_augmented_by_one_draw():
+def test_no_two_images_of_a_run_are_augmented_by_the_same_random_numbers():
     trainer = recording_trainer()
     run_all(trainer)
     orders = [order for order, augmentation in trainer.data.train.calls if augmentation is not None]
-    draws = torch.cat([draws for order in orders for _, draws in order])
-    assert len(draws) == 2 * 8 + 4 * 4 * 29 + 2 * 120
-    assert len(draws.unique()) == len(draws)
+    keys = torch.cat([batch.keys for order in orders for batch in order])
+    assert len(keys) == 2 * 8 + 4 * 4 * 29 + 2 * 120
+    assert len(keys.unique()) == len(keys)
 
 
 def test_stage_1_sees_only_labelled_samples_and_their_true_labels():
@@ -310,7 +310,7 @@ def test_what_a_file_held_before_makes_no_difference(tmp_path):
 def test_a_partition_that_is_not_the_first_is_taken_over_where_a_measurement_begins():
     """On two ranks another half of the samples has rows from each prediction on."""
     trainer = make_trainer()
-    trainer.batches = Batches(trainer.labelled, trainer.unlabelled, 0, 0, 2)
+    trainer.batches = BatchSampler(trainer.labelled, trainer.unlabelled, 0, 0, 2)
     trainer.go_to(4)
     own = trainer.batches.partition(4)[0]
     assert torch.equal(trainer._local[own], torch.arange(56))

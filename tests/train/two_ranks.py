@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from r2d2fast.data import Batches
+from r2d2fast.data import Batch, BatchSampler
 from r2d2fast.train.cli import parse
 from r2d2fast.train.ranks import Ranks, join_ranks
 from r2d2fast.train.schedule import Epoch
@@ -27,12 +27,13 @@ class BothRanksInOne(Trainer):
     def order(self, epoch: Epoch):
         parts = []
         for rank in (0, 1):
-            self.batches = Batches(self.labelled, self.unlabelled, self.config.seed, rank, 2)
+            self.batches = BatchSampler(self.labelled, self.unlabelled, self.config.seed, rank, 2)
             parts.append(list(super().order(epoch)))
-        self.batches = Batches(self.labelled, self.unlabelled, self.config.seed)
-        for (index, draws, total), (others, other_draws, same_total) in zip(*parts, strict=True):
-            assert total == same_total == len(index) + len(others)
-            yield torch.cat([index, others]), torch.cat([draws, other_draws]), total
+        self.batches = BatchSampler(self.labelled, self.unlabelled, self.config.seed)
+        for one, other in zip(*parts, strict=True):
+            index = torch.cat([one.samples, other.samples])
+            assert one.global_size == other.global_size == len(index)
+            yield Batch(index, torch.cat([one.keys, other.keys]), one.global_size)
 
 
 def trained(kind: type[Trainer], ranks: Ranks, flags: list[str]) -> dict[str, Tensor]:
