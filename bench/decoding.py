@@ -14,7 +14,7 @@ from bench.measure import torch_threads
 from bench.photographs import QUALITY, write_photographs
 from bench.table import markdown
 from r2d2fast.data import DataError
-from r2d2fast.data import pack as packing
+from r2d2fast.data.photographs import packing
 
 TARGET = 2.0
 """Times as many images a second from the packed copy."""
