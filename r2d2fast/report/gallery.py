@@ -18,10 +18,10 @@ from r2d2fast.data import Batch, DataError, Dataset, LoaderError
 from r2d2fast.report.groups import Group
 from r2d2fast.report.runs import Run
 from r2d2fast.train.errors import TrainingError
+from r2d2fast.train.load_data import load_data
 from r2d2fast.train.pseudo_labels import Moment, find_pseudo_labels, read_pseudo_labels
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
-from r2d2fast.train.sources import load_data
 
 SHOWN = 12
 # Larger images are shrunk to it: a page is to be sent by mail.

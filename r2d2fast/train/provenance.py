@@ -13,7 +13,7 @@ from r2d2fast.doctor.environment import cpu_model
 from r2d2fast.train.ranks import Ranks
 
 
-def machine(ranks: Ranks) -> dict[str, Any]:
+def machine(ranks: Ranks, threads: int) -> dict[str, Any]:
     """Names and numbers for ``results.json``: of the machine that ends the run, which others may have begun."""
     cuda = ranks.device.type == "cuda"
     return {
@@ -21,7 +21,7 @@ def machine(ranks: Ranks) -> dict[str, Any]:
         "cpu": f"{cpu_model()}, {os.cpu_count()} logical CPUs",
         "gpu": torch.cuda.get_device_name(ranks.device) if cuda else None,
         "processes": ranks.count,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
     }
 
 

@@ -284,7 +284,7 @@ def test_killed_before_any_file_operation_of_a_save_a_good_checkpoint_is_left(di
             break
         path, messages = find_checkpoint(copy)
         assert messages == []
-        found.append(read_values(path)["step"])
+        found.append(read_values(path)["position"][1])
         assert_finds(copy, found[-1])
         # The next process goes on from there.
         keep_good(path)

@@ -49,7 +49,7 @@ def test_without_git_there_is_no_commit(monkeypatch):
 
 def test_results_name_machine_and_versions(finished):
     results = json.loads((finished / "results.json").read_text())
-    assert results["machine"] == machine(Ranks())
+    assert results["machine"] == machine(Ranks(), 1)
     assert results["machine"]["processes"] == 1
     assert results["machine"]["gpu"] is None
     assert results["versions"]["torch"] == torch.__version__

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from r2d2fast.models import make_model
-from r2d2fast.train import trainer as trainer_module
+from r2d2fast.train import evaluation
 from tests.train.small_data import (
     CONFIG,
     EPOCHS,
     STEPS,
+    Calling,
     assert_same_run,
     make_trainer,
-    run_all,
     trainer_after,
 )
 
@@ -30,7 +30,7 @@ def dropout(monkeypatch):
         network = make_model(*arguments, **options)
         return nn.Sequential(*network[:-1], nn.Dropout(0.3), network[-1])
 
-    monkeypatch.setattr("r2d2fast.train.parts.make_model", make)
+    monkeypatch.setattr("r2d2fast.train.build.make_model", make)
 
 
 @pytest.mark.usefixtures("dropout")
@@ -39,15 +39,15 @@ def test_training_depends_on_no_random_state_but_its_own():
     torch.manual_seed(777)
     second = make_trainer()
     torch.manual_seed(888)
-    while len(second.rows) < EPOCHS:
-        second.run_epoch(lambda: torch.rand(3))  # others draw between the steps
+    second.callback = Calling(lambda: torch.rand(3))  # others draw between the steps
+    second.fit()
     assert_same_run(first, second)
 
 
 @pytest.mark.usefixtures("dropout")
 def test_another_seed_is_another_run():
     first, second = (trainer_after(3, replace(CONFIG, seed=seed)) for seed in (0, 1))
-    for before, after in zip(first.rows, second.rows, strict=True):
+    for before, after in zip(first.history, second.history, strict=True):
         assert before["train_loss"] != after["train_loss"]
 
 
@@ -89,11 +89,11 @@ def stopped_at(pause, config):
         if next(passed) == pause:
             raise Stopped
 
+    trainer.callback = Calling(stop)
     try:
-        while len(trainer.rows) < len(trainer.schedule):
-            trainer.run_epoch(stop)
+        trainer.fit()
     except Stopped:
-        return saved(trainer), (len(trainer.rows), trainer.step)
+        return saved(trainer), trainer.position
     return None
 
 
@@ -111,7 +111,7 @@ OVERFLOWING = 2.0**26
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_stopped_at_any_pause_goes_on_to_the_same_bits(kind, monkeypatch):
     """At every step, and in the middle of every prediction and evaluation, which are made in batches of 32 here."""
-    monkeypatch.setattr(trainer_module, "EVALUATION_BATCH", 32)
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 32)
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=OVERFLOWING))
     config = replace(CONFIG, **KINDS[kind])
     whole = trainer_after(EPOCHS, config)
@@ -126,8 +126,8 @@ def test_a_run_stopped_at_any_pause_goes_on_to_the_same_bits(kind, monkeypatch):
         state, place = stopped
         places.append(place)
         resumed = loaded(config, state)
-        assert (len(resumed.rows), resumed.step) == place
-        run_all(resumed)
+        assert resumed.position == place
+        resumed.fit()
         assert_same_run(resumed, whole)
     predictions = 3 if kind != "pseudo-labels kept for stage 3" else 2
     pauses = STEPS + 4 * predictions + 2 * EPOCHS
@@ -140,8 +140,8 @@ def test_a_run_stopped_at_any_pause_goes_on_to_the_same_bits(kind, monkeypatch):
 @pytest.mark.usefixtures("dropout")
 def test_saving_changes_nothing():
     whole, often = trainer_after(EPOCHS), make_trainer()
-    while len(often.rows) < EPOCHS:
-        often.run_epoch(lambda: saved(often))
+    often.callback = Calling(lambda: saved(often))
+    often.fit()
     assert_same_run(often, whole)
 
 
