@@ -19,8 +19,9 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from r2d2fast.files import sync_directory
 from r2d2fast.train.errors import TrainingError
-from r2d2fast.train.files import sync_directory, write_atomically, writing
+from r2d2fast.train.files import write_atomically, writing
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.trainer import Trainer
 

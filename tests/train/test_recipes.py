@@ -1,4 +1,4 @@
-"""The recipes against DESIGN.md, section 6, written out by hand, and against the true sizes of their data sets."""
+"""The recipes against their numbers written out by hand, and against the true sizes of their data sets."""
 
 from dataclasses import fields
 
@@ -22,7 +22,18 @@ SIZES = {
 # What decides how a network learns; every other field is about where and how the program runs.
 OPERATION = {
     *("dataset", "data_dir", "download", "seed", "split", "split_file", "stages", "run_dir", "resume", "eval_only"),
-    *("dry_run", "runs", "device", "precision", "compile", "deterministic", "workers", "on_bad_image", "decoder"),
+    *(
+        "dry_run",
+        "runs",
+        "device",
+        "threads",
+        "precision",
+        "compile",
+        "deterministic",
+        "workers",
+        "on_bad_image",
+        "decoder",
+    ),
     *(
         "log_interval",
         "checkpoint_minutes",
@@ -42,6 +53,8 @@ CIFAR10 = {
     "stages": (1, 2, 3),
     "backbone": "shake26-96",
     "bn_groups": 1,
+    "input_noise": False,
+    "weight_norm": False,
     "alpha": 0.1,
     "beta": 0.03,
     "class_loss": "kl_reverse",
