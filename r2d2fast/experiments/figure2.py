@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from r2d2fast.data import Dataset, consecutive_batches
-from r2d2fast.experiments.plan import Run
+from r2d2fast.experiments.runs import Run
 from r2d2fast.models import make_model
 from r2d2fast.models.lenet import LeNet2D
 from r2d2fast.train.files import write_atomically

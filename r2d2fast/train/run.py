@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from r2d2fast.machine import describe_run, versions
 from r2d2fast.models import export_onnx, export_safetensors
 from r2d2fast.train.build import bank_file
 from r2d2fast.train.checkpoint import find_checkpoint, keep_good, load_tensors, read_values
@@ -16,7 +17,6 @@ from r2d2fast.train.errors import ConfigError, DivergenceError, TrainingError
 from r2d2fast.train.files import write_atomically
 from r2d2fast.train.load_data import load_data
 from r2d2fast.train.pictures import draw_curves, draw_pseudo_labels
-from r2d2fast.train.provenance import machine, versions
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.run_callback import RunCallback
 from r2d2fast.train.run_directory import LOCK, NETWORK, ONNX, keep_split_file, locked, open_directory, write_results
@@ -52,8 +52,10 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         if ranks.device.type == "cpu":
             console.print(_threads(trainer), highlight=False)
         _train(trainer, directory, console)
+        with cpu_threads(trainer.threads):
+            about_machine = describe_run(ranks.device, ranks.count)
         results = summarize(config, trainer.history) | {
-            "machine": machine(ranks, trainer.threads),
+            "machine": about_machine,
             "versions": versions(),
         }
         # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
