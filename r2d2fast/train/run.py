@@ -52,12 +52,9 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         if ranks.device.type == "cpu":
             console.print(_threads(trainer), highlight=False)
         _train(trainer, directory, console)
-        with cpu_threads(trainer.threads):
-            about_machine = describe_run(ranks.device, ranks.count)
-        results = summarize(config, trainer.history) | {
-            "machine": about_machine,
-            "versions": versions(),
-        }
+        with cpu_threads(trainer.threads):  # whose number is in the description
+            about = {"machine": describe_run(ranks.device, ranks.count), "versions": versions()}
+        results = summarize(config, trainer.history) | about
         # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
         ranks.on_first(lambda: _finish(trainer, directory, results))
     return results
@@ -103,12 +100,8 @@ def _resume(trainer: Trainer, directory: Path, console: Console) -> None:
 
 
 def _threads(trainer: Trainer) -> str:
-    why = ", by the work of a step"
-    if trainer.config.threads:
-        why = ""
-    elif trainer.position > (0, 0):
-        why = ", with which the run began"
-    return f"{trainer.threads} CPU thread{'s' * (trainer.threads > 1)}{why}"
+    chosen = trainer.config.threads == 0 and trainer.position == (0, 0)
+    return f"{trainer.threads} CPU thread{'s' * (trainer.threads > 1)}" + ", by the work of a step" * chosen
 
 
 def _train(trainer: Trainer, directory: Path, console: Console) -> None:
