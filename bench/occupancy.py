@@ -1,18 +1,18 @@
-"""``python -m bench.occupancy``: what the installed CUDA kernels' machine code needs, how much of it fits on a multiprocessor
-(SM), and what the step would cost on devices nobody here has measured: a prediction, and labelled as one."""
+"""``python -m bench.occupancy``: what the installed CUDA kernels' machine code needs, and how much of it fits on a
+multiprocessor (SM); and what the step would cost on devices nobody here has measured: a prediction, and labelled as one."""
 
-import argparse
 import importlib.util
 import math
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.table import markdown
+import tyro
+
+from r2d2fast.machine import find_cuda_tool
+from r2d2fast.tables import markdown_table
 
 WARP = 32
 SUB_PARTITIONS = 4
@@ -137,16 +137,6 @@ def _round_up(value: int, unit: int) -> int:
 # ------------------------------------------------------------------------------------------- what the machine code says
 
 
-def tool(name: str) -> str | None:
-    """cuobjdump or nvdisasm: those of a CUDA toolkit, else those that Triton brings along."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    folders = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.origin is not None:
-        folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
-    return shutil.which(name, path=os.pathsep.join(folders))
-
-
 def library() -> Path | None:
     """The installed r2d2fast._cuda."""
     found = importlib.util.find_spec("r2d2fast._cuda")
@@ -155,7 +145,7 @@ def library() -> Path | None:
 
 def kernels(binary: Path, arch: int = 0) -> list[Kernel]:
     """Every kernel of every architecture that a library has machine code for; a cubin is of one, and does not say which."""
-    cuobjdump = tool("cuobjdump")
+    cuobjdump = find_cuda_tool("cuobjdump")
     assert cuobjdump, "no cuobjdump"
     text = subprocess.run([cuobjdump, "-res-usage", str(binary)], check=True, capture_output=True, text=True).stdout
     result = []
@@ -192,7 +182,7 @@ def occupancy_table(found: list[Kernel]) -> str:
         rows.append((name, built[0].classes, *(_each(column) for column in columns)))
     kernel = f"kernel (sm_{', '.join(map(str, archs))})"
     header = (kernel, "N", "registers", "local bytes", "shared bytes", "threads", "blocks/SM", "warps/SM", "limit")
-    return markdown((*header, "KiB in flight/SM"), rows)
+    return markdown_table((*header, "KiB in flight/SM"), rows)
 
 
 def _order(kernel: Kernel) -> tuple[bool, bool, int, int, str]:
@@ -231,7 +221,7 @@ def prediction_table(found: list[Kernel]) -> str:
                 )
             )
     columns = ("device", "dtype", "MB a step", "predicted µs, at least", "waves", "warps/SM")
-    return markdown((*columns, "KiB in flight/SM", "KiB to fill DRAM"), rows)
+    return markdown_table((*columns, "KiB in flight/SM", "KiB to fill DRAM"), rows)
 
 
 _SHORTEST, _LONGEST = (f"{latency * 1e9:.0f}" for latency in LATENCIES)
@@ -246,16 +236,16 @@ nothing hides it. Where a repeated step's rows stay in the L2 cache, it may be f
 / SMs (Little's law), latency {_SHORTEST} to {_LONGEST} ns; KiB in flight: the logits of the warps that this batch gives an SM."""
 
 
-def main(arguments: list[str] | None = None) -> None:
-    argparse.ArgumentParser(prog="python -m bench.occupancy", description=__doc__).parse_args(arguments)
+def main() -> None:
+    """What the installed CUDA kernels need of a multiprocessor, how much of it fits, and a prediction of the step's time."""
     binary = library()
     if binary is None:
         raise SystemExit("r2d2fast._cuda is not installed: pip install -e . where nvcc is found")
-    if tool("cuobjdump") is None:
+    if find_cuda_tool("cuobjdump") is None:
         raise SystemExit("no cuobjdump on PATH, under CUDA_HOME, nor in Triton's wheel")
     found = [kernel for kernel in kernels(binary) if kernel.arch in LIMITS]
     print(occupancy_table(found), EXPLANATION, prediction_table(found), sep="\n\n")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, prog="python -m bench.occupancy", config=(tyro.conf.FlagCreatePairsOff,))

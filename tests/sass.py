@@ -3,27 +3,21 @@
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.occupancy import Kernel, kernels, tool
+from bench.occupancy import Kernel, kernels
+from r2d2fast.machine import find_cuda_tool
 
 # Those of setup.py: any warning of the compiler, of ptxas or of the host's is an error.
 FLAGS = ["-std=c++17", "-O3", "-Werror", "all-warnings"]
 
 
-def find_nvcc() -> str | None:
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    path = os.pathsep.join([os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)])
-    return shutil.which("nvcc", path=path)
-
-
 def cannot_compile(arch: int) -> str | None:
-    nvcc = find_nvcc()
+    nvcc = find_cuda_tool("nvcc")
     if nvcc is None:
         return "no nvcc is here"
     known = subprocess.run([nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True).stdout.split()
@@ -38,7 +32,7 @@ def included(source: Path) -> set[Path]:
 
 def compile_cubin(source: Path, arch: int, cache: Path) -> Path:
     """The machine code of a source; kept for as long as neither it, a header nor the compiler changes."""
-    nvcc = find_nvcc()
+    nvcc = find_cuda_tool("nvcc")
     assert nvcc, "no nvcc"
     version = subprocess.run([nvcc, "--version"], check=True, capture_output=True).stdout
     texts = [path.read_bytes() for path in sorted(included(source))]
@@ -94,7 +88,7 @@ def destination(load: Instruction) -> set[str]:
 
 def extract(binary: Path, folder: Path) -> dict[int, Path]:
     """The cubins in a library, by architecture."""
-    cuobjdump = tool("cuobjdump")
+    cuobjdump = find_cuda_tool("cuobjdump")
     assert cuobjdump, "no cuobjdump"
     subprocess.run([cuobjdump, "-xelf", "all", str(binary.resolve())], check=True, capture_output=True, cwd=folder)
     named = ((re.search(r"\.sm_(\d+)\.cubin$", path.name), path) for path in folder.iterdir())
@@ -103,14 +97,14 @@ def extract(binary: Path, folder: Path) -> dict[int, Path]:
 
 def ptx(binary: Path) -> list[int]:
     """Architectures that a library has PTX for."""
-    cuobjdump = tool("cuobjdump")
+    cuobjdump = find_cuda_tool("cuobjdump")
     assert cuobjdump, "no cuobjdump"
     text = subprocess.run([cuobjdump, "-lptx", str(binary)], check=True, capture_output=True, text=True).stdout
     return [int(arch) for arch in re.findall(r"\.sm_(\d+)\.ptx$", text, re.MULTILINE)]
 
 
 def read(cubin: Path) -> list[Code]:
-    nvdisasm = tool("nvdisasm")
+    nvdisasm = find_cuda_tool("nvdisasm")
     assert nvdisasm, "no nvdisasm"
     dot = subprocess.run([nvdisasm, "-bbcfg", str(cubin)], check=True, capture_output=True, text=True).stdout
     graphs = _graphs(dot)

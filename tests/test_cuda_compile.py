@@ -25,6 +25,7 @@ import pytest
 
 from bench import occupancy
 from bench.occupancy import Kernel
+from r2d2fast.machine import find_cuda_tool
 from tests import sass
 from tests.sass import Code, destination
 
@@ -39,7 +40,7 @@ LOAD, STORE = "LDG.E.128", "STG.E.128"
 
 def missing() -> str | None:
     for name in ("cuobjdump", "nvdisasm"):
-        if occupancy.tool(name) is None:
+        if find_cuda_tool(name) is None:
             return f"no {name}: neither a CUDA toolkit nor Triton's wheel is here"
     if occupancy.library() is None:
         return "r2d2fast._cuda is not installed"

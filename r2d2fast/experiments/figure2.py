@@ -13,13 +13,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from r2d2fast.data import Dataset, consecutive_batches
-from r2d2fast.experiments.plan import Run
+from r2d2fast.experiments.runs import Run
 from r2d2fast.models import make_model
 from r2d2fast.models.lenet import LeNet2D
-from r2d2fast.train.directory import NETWORK
 from r2d2fast.train.files import write_atomically
+from r2d2fast.train.load_data import load_data
 from r2d2fast.train.ranks import Ranks
-from r2d2fast.train.sources import load_data
+from r2d2fast.train.run_directory import NETWORK
 
 BATCH = 512
 PANELS = ("labelled samples", "all samples")

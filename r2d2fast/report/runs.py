@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r2d2fast.report.errors import ReportError
-from r2d2fast.train.directory import CONFIG, METRICS, RESULTS, SPLIT
+from r2d2fast.train.run_directory import CONFIG, METRICS, RESULTS, SPLIT
 
 # What is read of a configuration, an epoch and a result, without which nothing could be said of the run.
 _SETTINGS = {"dataset": str, "seed": int, "split": int, "num_labels": int, "stages": list}

@@ -27,6 +27,7 @@ from r2d2fast.data.photographs.load import OnBadImage
 from r2d2fast.data.photographs.packed import FORMAT, HEADER, PARTS, VERSION, is_packed
 from r2d2fast.data.photographs.tree import LAYOUTS, Files, Part, read_tree
 from r2d2fast.data.photographs.workers import load_batches
+from r2d2fast.files import replace_file, sync_directory
 
 SHORT_SIDE = 256
 QUALITY = 90
@@ -89,8 +90,8 @@ def pack(
                 for name, part in zip(PARTS, (tree.train, tree.test), strict=True)
             },
         }
-        _write(partial / HEADER, (json.dumps(header, indent=1) + "\n").encode())
-        _sync_directory(partial)
+        with _writing(partial / HEADER):
+            replace_file(partial / HEADER, (json.dumps(header, indent=1) + "\n").encode())
     return header
 
 
@@ -114,7 +115,7 @@ def _partial_folder(dest: Path) -> Iterator[Path]:
             yield partial
             with _writing(dest):
                 os.rename(partial, dest)
-                _sync_directory(dest.parent)
+                sync_directory(dest.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             os.unlink(lock.name)
@@ -167,7 +168,8 @@ def _write_part(
         names=names.text,
         name_ends=names.ends.astype("<i8"),
     )
-    _write(directory / f"{name}.npz", index.getvalue())
+    with _writing(directory / f"{name}.npz"):
+        replace_file(directory / f"{name}.npz", index.getvalue())
     return {
         "images": len(kept),
         "bytes": sum(sizes),
@@ -224,19 +226,3 @@ class _Load:
             except (BadImageError, OSError) as error:
                 images.append(error)
         return images
-
-
-def _write(path: Path, content: bytes) -> None:
-    with _writing(path), open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    with _writing(path):
-        directory = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
