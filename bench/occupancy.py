@@ -4,15 +4,14 @@
 import argparse
 import importlib.util
 import math
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.table import markdown
+from r2d2fast.cuda_toolkit import find_cuda_tool
 
 WARP = 32
 SUB_PARTITIONS = 4
@@ -137,16 +136,6 @@ def _round_up(value: int, unit: int) -> int:
 # ------------------------------------------------------------------------------------------- what the machine code says
 
 
-def tool(name: str) -> str | None:
-    """cuobjdump or nvdisasm: those of a CUDA toolkit, else those that Triton brings along."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    folders = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.origin is not None:
-        folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
-    return shutil.which(name, path=os.pathsep.join(folders))
-
-
 def library() -> Path | None:
     """The installed r2d2fast._cuda."""
     found = importlib.util.find_spec("r2d2fast._cuda")
@@ -155,7 +144,7 @@ def library() -> Path | None:
 
 def kernels(binary: Path, arch: int = 0) -> list[Kernel]:
     """Every kernel of every architecture that a library has machine code for; a cubin is of one, and does not say which."""
-    cuobjdump = tool("cuobjdump")
+    cuobjdump = find_cuda_tool("cuobjdump")
     assert cuobjdump, "no cuobjdump"
     text = subprocess.run([cuobjdump, "-res-usage", str(binary)], check=True, capture_output=True, text=True).stdout
     result = []
@@ -251,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
     binary = library()
     if binary is None:
         raise SystemExit("r2d2fast._cuda is not installed: pip install -e . where nvcc is found")
-    if tool("cuobjdump") is None:
+    if find_cuda_tool("cuobjdump") is None:
         raise SystemExit("no cuobjdump on PATH, under CUDA_HOME, nor in Triton's wheel")
     found = [kernel for kernel in kernels(binary) if kernel.arch in LIMITS]
     print(occupancy_table(found), EXPLANATION, prediction_table(found), sep="\n\n")

@@ -11,7 +11,7 @@ import torch
 
 from tests.cuda_host.build import BuildError, build, problem
 from tests.cuda_host.guard import guarded
-from tests.cuda_host.host import ORDERS, Host, Report
+from tests.cuda_host.host import Host, Report
 
 HERE = Path(__file__).parent / "cuda_host"
 
@@ -42,11 +42,6 @@ class Toy:
         with self.host.launches(order, buffers=buffers, constants={"in": self.input}, seed=1) as report:
             self.launch(kernel, **options)
         return report
-
-
-@pytest.fixture(params=ORDERS)
-def order(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 def test_block_sum(host: Host, order: str) -> None:

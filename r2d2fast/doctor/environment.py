@@ -3,7 +3,6 @@
 import importlib
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +14,7 @@ import torch
 
 import r2d2fast
 from r2d2fast._backends import native
+from r2d2fast.cuda_toolkit import find_cuda_tool
 
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "OMP_NUM_THREADS", "TRITON_INTERPRET")
 
@@ -102,11 +102,9 @@ def _driver() -> str:
 
 
 def _nvcc() -> str:
-    homes = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")]
-    places = [shutil.which("nvcc"), *(str(Path(home, "bin", "nvcc")) for home in (*homes, "/usr/local/cuda") if home)]
-    for place in filter(None, places):
-        if release := _first_line(place, "--version", containing="release"):
-            return f"{release.partition('release')[2].split(',')[0].strip()} in {place}"
+    place = find_cuda_tool("nvcc")
+    if place is not None and (release := _first_line(place, "--version", containing="release")):
+        return f"{release.partition('release')[2].split(',')[0].strip()} in {place}"
     return "not found (needed only to build the cuda backend)"
 
 
