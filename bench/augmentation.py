@@ -1,28 +1,30 @@
-"""``python -m bench.augmentation``: augmented images a second of one core, of resident images against the pipeline that everyone
-writes: PIL images one by one through torchvision's transforms, collected by a DataLoader without workers."""
+"""``python -m bench.augmentation``: augmented images a second of one core, resident images against the usual pipeline.
 
-import argparse
-import os
+That is PIL images one by one through torchvision's transforms, collected by a DataLoader without workers.
+"""
+
 import statistics
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+import tyro
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from bench import machine
 from bench.measure import torch_threads
-from bench.table import markdown
+from bench.table import machine_list, verdict
+from r2d2fast import machine
 from r2d2fast.data import Augmentation, ResidentImages
+from r2d2fast.tables import markdown_table
 
 Run = Callable[[], Iterator[Tensor]]
 
 TARGET = 10.0
-"""Times as many images a second and core (issue 4)."""
+"""The project's own target: times as many images a second and core."""
 RECIPES = {
     "CIFAR-10, stages 1 and 3": Augmentation(translate=4, border="reflect", flip=True, cutout=16),
     "CIFAR-10, stage 2": Augmentation(translate=4, border="reflect", flip=True),
@@ -32,7 +34,7 @@ SAMPLES = 50_000
 """Images in the data set: far more than caches hold."""
 SIZE = 32
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
-"""Of bytes; any would do."""
+"""The normalisation of bytes that both apply; any would do."""
 
 
 def pixels(samples: int) -> np.ndarray:
@@ -73,7 +75,7 @@ def pipeline(augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
 
 
 def prepare(data: np.ndarray, augmentation: Augmentation, batch: int, images: int) -> dict[str, Run]:
-    """Both contestants' passes over ``images`` random images of ``data``, uint8 ``[M, 32, 32, 3]``."""
+    """The passes of both over ``images`` random images of ``data``, uint8 ``[M, 32, 32, 3]``."""
     resident = ResidentImages(
         torch.from_numpy(data).permute(0, 3, 1, 2), torch.tensor(MEAN), torch.tensor(STD), torch.device("cpu")
     )
@@ -101,11 +103,13 @@ def measure(runs: dict[str, Run], images: int, rounds: int) -> dict[str, list[fl
     return {name: samples[1:] for name, samples in seconds.items()}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.augmentation", description=__doc__)
-    parser.add_argument("--images", type=int, default=4096, metavar="N", help="images in a timed pass")
-    parser.add_argument("--rounds", type=int, default=15, metavar="N")
-    options = parser.parse_args(arguments)
+def main(*, images: int = 4096, rounds: int = 15) -> None:
+    """Augmented images a second of one core: resident images against PIL images through torchvision's transforms.
+
+    Args:
+        images: Images in a timed pass.
+        rounds: Timed passes of each, taken in turn.
+    """
     about = machine.describe()
     data = pixels(SAMPLES)
     rows = []
@@ -113,26 +117,25 @@ def main(arguments: list[str] | None = None) -> None:
     with torch_threads(1):
         for recipe, augmentation in RECIPES.items():
             for batch in BATCHES:
-                seconds = measure(prepare(data, augmentation, batch, options.images), options.images, options.rounds)
+                seconds = measure(prepare(data, augmentation, batch, images), images, rounds)
                 for name, samples in seconds.items():
                     median = statistics.median(samples)
                     rows.append((recipe, str(batch), name, f"{median * 1e6:.2f}", f"{1 / median:.0f}"))
                 ours, theirs = seconds.values()
                 ratios[recipe, batch] = statistics.median(other / one for one, other in zip(ours, theirs, strict=True))
-    about["load average at the end"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
 
-    print("\n".join(f"- {key}: {value}" for key, value in about.items()), end="\n\n")
+    print(machine_list(about), end="\n\n")
     print(
-        f"{SAMPLES} images of 3 x {SIZE} x {SIZE}, one thread; medians of {options.rounds} rounds of processor time.",
+        f"{SAMPLES} images of 3 x {SIZE} x {SIZE}, one thread; medians of {rounds} rounds of processor time.",
         end="\n\n",
     )
-    print(markdown(("augmentation", "batch", "by", "median µs", "images/s/core"), rows), end="\n\n")
-    verdicts = [
-        (recipe, str(batch), f"{ratio:.1f}", f"≥ {TARGET:.1f}", "met" if ratio >= TARGET else "**not met**")
+    print(markdown_table(("augmentation", "batch", "by", "median µs", "images/s/core"), rows), end="\n\n")
+    ratio_rows = [
+        (recipe, str(batch), f"{ratio:.1f}", f"≥ {TARGET:.1f}", verdict(ratio >= TARGET))
         for (recipe, batch), ratio in ratios.items()
     ]
-    print(markdown(("augmentation", "batch", "times as many images/s/core", "target", ""), verdicts))
+    print(markdown_table(("augmentation", "batch", "times as many images/s/core", "target", ""), ratio_rows))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, prog="python -m bench.augmentation", config=(tyro.conf.FlagCreatePairsOff,))

@@ -1,4 +1,4 @@
-"""The five opponents: the same D2 step as a PyTorch user would write it, and the floor of moving its bytes.
+"""The five baselines: the same D2 step as a PyTorch user would write it, and the floor of moving its bytes.
 
 Each takes a :class:`Workload` and returns its step: loss, gradient with respect to the logits, and the bank's rows
 moved in place, for unlabelled samples, ``kl_reverse`` and D = B. They index the bank directly, without a slot table.

@@ -1,5 +1,7 @@
-"""Ways from JPEG files to a training batch: RandomResizedCrop 224 and flip, uint8. All on one thread, all of them libjpeg-turbo's
-or FFmpeg's decoder in some wrapping; what differs is the wrapping and how the crop is resized."""
+"""Decoders of JPEG files that make a training batch: RandomResizedCrop 224 and flip, uint8, on one thread.
+
+All of them wrap libjpeg-turbo or FFmpeg; they differ in the wrapping and in how the crop is resized.
+"""
 
 import io
 import random
@@ -29,11 +31,11 @@ Run = Callable[[], Any]
 View = Callable[[bytes], Tensor]
 
 
-class Contestant(NamedTuple):
+class Decoder(NamedTuple):
     description: str
     resizing: str
     prepare: Callable[[Path], Run]
-    """Of the folder of images. ImportError, OSError or RuntimeError where the decoder is not installed."""
+    """Given the folder of images. ImportError, OSError or RuntimeError where the decoder is not installed."""
 
 
 def _each(make: Callable[[], View]) -> Callable[[Path], Run]:
@@ -185,25 +187,23 @@ def _ours_by_dali(root: Path) -> Run:
 
 
 DECODERS = {
-    "r2d2fast": Contestant("r2d2fast", ANTIALIASED, _ours),
-    "r2d2fast-dali": Contestant(
+    "r2d2fast": Decoder("r2d2fast", ANTIALIASED, _ours),
+    "r2d2fast-dali": Decoder(
         "r2d2fast, --decoder dali" + (" (GPU)" if torch.cuda.is_available() else " (CPU)"),
         "triangular, antialiased",
         _ours_by_dali,
     ),
-    "pillow": Contestant("Pillow, torchvision v2 on images", ANTIALIASED, _each(_pillow)),
-    "draft": Contestant(
-        "Pillow with draft mode", "scaled DCT where it fits, then " + ANTIALIASED, _each(_pillow_draft)
-    ),
-    "torchvision": Contestant("torchvision.io, v2 on tensors", ANTIALIASED, _each(_torchvision)),
-    "torchcodec": Contestant("torchcodec, v2 on tensors", ANTIALIASED, _each(_torchcodec)),
-    "simplejpeg": Contestant("simplejpeg, v2 on tensors", ANTIALIASED, _each(_simplejpeg)),
-    "turbojpeg": Contestant("PyTurboJPEG, v2 on tensors", ANTIALIASED, _each(_turbojpeg)),
-    "imagecodecs": Contestant("imagecodecs, v2 on tensors", ANTIALIASED, _each(_imagecodecs)),
-    "opencv": Contestant("OpenCV", "bilinear, not antialiased", _each(lambda: _opencv(reduced=False))),
-    "opencv_half": Contestant(
+    "pillow": Decoder("Pillow, torchvision v2 on images", ANTIALIASED, _each(_pillow)),
+    "draft": Decoder("Pillow with draft mode", "scaled DCT where it fits, then " + ANTIALIASED, _each(_pillow_draft)),
+    "torchvision": Decoder("torchvision.io, v2 on tensors", ANTIALIASED, _each(_torchvision)),
+    "torchcodec": Decoder("torchcodec, v2 on tensors", ANTIALIASED, _each(_torchcodec)),
+    "simplejpeg": Decoder("simplejpeg, v2 on tensors", ANTIALIASED, _each(_simplejpeg)),
+    "turbojpeg": Decoder("PyTurboJPEG, v2 on tensors", ANTIALIASED, _each(_turbojpeg)),
+    "imagecodecs": Decoder("imagecodecs, v2 on tensors", ANTIALIASED, _each(_imagecodecs)),
+    "opencv": Decoder("OpenCV", "bilinear, not antialiased", _each(lambda: _opencv(reduced=False))),
+    "opencv_half": Decoder(
         "OpenCV, IMREAD_REDUCED_COLOR_2", "half the resolution, bilinear", _each(lambda: _opencv(reduced=True))
     ),
-    "spdl": Contestant("spdl (FFmpeg)", "FFmpeg's bilinear, in YUV", _each(_spdl)),
-    "dali": Contestant("DALI, CPU pipeline", "triangular, antialiased; only the crop decoded", _dali),
+    "spdl": Decoder("spdl (FFmpeg)", "FFmpeg's bilinear, in YUV", _each(_spdl)),
+    "dali": Decoder("DALI, CPU pipeline", "triangular, antialiased; only the crop decoded", _dali),
 }

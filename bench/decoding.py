@@ -1,20 +1,23 @@
-"""``python -m bench.decoding``: images a second of one core, from JPEG files to a training batch, of every decoder that is
-installed, over originals and over the same images packed; and what packing gains."""
+"""``python -m bench.decoding``: images a second of one core, from JPEG files to a training batch, and what packing gains.
 
-import argparse
-import os
+Every decoder that is installed is timed on the original files, ours on the same images packed as well.
+"""
+
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-from bench import machine
+import tyro
+
 from bench.decoders import DECODERS, SIZE, Run
 from bench.measure import torch_threads
 from bench.photographs import QUALITY, write_photographs
-from bench.table import markdown
+from bench.table import machine_list, verdict
+from r2d2fast import machine
 from r2d2fast.data import DataError
 from r2d2fast.data import pack as packing
+from r2d2fast.tables import markdown_table
 
 TARGET = 2.0
 """Times as many images a second from the packed copy."""
@@ -49,25 +52,26 @@ def prepare(folders: dict[str, Path]) -> tuple[dict[str, Run], dict[str, str]]:
     return runs, absent
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.decoding", description=__doc__)
-    parser.add_argument("--images", type=int, default=200, metavar="N")
-    parser.add_argument("--rounds", type=int, default=15, metavar="N")
-    options = parser.parse_args(arguments)
+def main(*, images: int = 200, rounds: int = 15) -> None:
+    """Images a second of one core, from JPEG files to a training batch, of every decoder that is installed.
+
+    Args:
+        images: Photographs to write and decode.
+        rounds: Timed passes of each decoder, taken in turn.
+    """
     about = machine.describe()
     with tempfile.TemporaryDirectory() as temporary, torch_threads(1):
         folders = {"originals": Path(temporary) / "originals", "packed": Path(temporary) / "packed"}
-        write_photographs(folders["originals"], options.images, 2)
+        write_photographs(folders["originals"], images, 2)
         header = packing.pack(folders["originals"], folders["packed"])
-        size = sum(path.stat().st_size for path in folders["originals"].glob("train/*/*")) / options.images
+        size = sum(path.stat().st_size for path in folders["originals"].glob("train/*/*")) / images
         runs, absent = prepare(folders)
-        seconds = measure(runs, options.images, options.rounds)
-    about["load average at the end"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
+        seconds = measure(runs, images, rounds)
 
-    print("\n".join(f"- {key}: {value}" for key, value in about.items()), end="\n\n")
+    print(machine_list(about), end="\n\n")
     packed = header["parts"]["train"]
     print(
-        f"{options.images} JPEG files of 500 x 375, 500 x 333 and upright, quality {QUALITY}, {size / 1e3:.0f} kB each; packed: "
+        f"{images} JPEG files of 500 x 375, 500 x 333 and upright, quality {QUALITY}, {size / 1e3:.0f} kB each; packed: "
         f"short side {header['short_side']}, quality {header['quality']}, {packed['bytes'] / packed['images'] / 1e3:.0f} kB. "
         f"File to uint8 {SIZE} x {SIZE}; images per second of processor time.",
         end="\n\n",
@@ -88,13 +92,11 @@ def main(arguments: list[str] | None = None) -> None:
     rows += [
         (DECODERS[name].description, "", "does not run here: " + reason, "", "") for name, reason in absent.items()
     ]
-    print(markdown(("decoder", "files", "resizing", "median µs", "images/s/core"), rows), end="\n\n")
+    print(markdown_table(("decoder", "files", "resizing", "median µs", "images/s/core"), rows), end="\n\n")
     ours, theirs = (seconds[f"{OURS} {folder}"] for folder in ("packed", "originals"))
     gain = statistics.median(one / other for one, other in zip(theirs, ours, strict=True))
-    print(
-        f"Packing: {gain:.2f} times as many images a second (target {TARGET:.2f}: {'met' if gain >= TARGET else '**not met**'})"
-    )
+    print(f"Packing: {gain:.2f} times as many images a second (target {TARGET:.2f}: {verdict(gain >= TARGET)})")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, prog="python -m bench.decoding", config=(tyro.conf.FlagCreatePairsOff,))

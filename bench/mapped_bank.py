@@ -1,11 +1,10 @@
 """``python -m bench.mapped_bank``: stage 2 with a bank of 5 GB in a mapped file, in a process that may have 2 GB of memory.
 
-The limit is a memory cgroup's, which counts pages of files, too (those of PyTorch's libraries only if nobody else has them in
-memory);
-where none can be made (not root, version 2 without delegation), one on the process's own data (RLIMIT_DATA), which does not.
+The limit is that of a memory cgroup, which counts pages of files, too (those of PyTorch's libraries only if no other process
+has them in memory). Where none can be made (not root, or version 2 without delegation), it is one on the process's own data
+(RLIMIT_DATA), which does not count them.
 """
 
-import argparse
 import os
 import re
 import resource
@@ -18,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import tyro
 
 from r2d2fast.data import Dataset, ResidentImages
 from r2d2fast.train.checkpoint import save_checkpoint
@@ -85,10 +85,13 @@ def measure(folder: Path) -> None:
         print(f"{name}: {time.perf_counter() - began:.1f} s; {sizes}", flush=True)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.mapped_bank", description=__doc__)
-    parser.add_argument("--folder", type=Path, help="where the 10 GB go; default a temporary directory")
-    folder = Path(tempfile.mkdtemp(dir=parser.parse_args(arguments).folder))
+def main(*, folder: Path | None = None) -> None:
+    """Stage 2 with a bank of 5 GB in a mapped file, in a process that may have 2 GB of memory.
+
+    Args:
+        folder: Where the 10 GB of files go; the default is the system's folder for temporary files.
+    """
+    folder = Path(tempfile.mkdtemp(dir=folder))
     program = f"from pathlib import Path; from bench.mapped_bank import measure; measure(Path({str(folder)!r}))"
     try:
         subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)
@@ -99,4 +102,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, prog="python -m bench.mapped_bank", config=(tyro.conf.FlagCreatePairsOff,))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.contestants import contestants
+from bench.implementations import implementations
 from bench.workload import Step, Workload
 
 SAMPLE_SECONDS = 2e-3
@@ -17,8 +17,8 @@ SAMPLE_SECONDS = 2e-3
 
 
 @dataclass(frozen=True)
-class Section:
-    """Seconds a step, round by round, of every contestant at one shape and thread count."""
+class Timing:
+    """Seconds a step, round by round, of every implementation at one shape and thread count."""
 
     batch: int
     classes: int
@@ -28,9 +28,9 @@ class Section:
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
 
-    def ratio(self, ours: str, opponent: str) -> float:
-        """How many times as long the opponent takes: the median over rounds of the ratio within a round."""
-        pairs = zip(self.seconds[opponent], self.seconds[ours], strict=True)
+    def ratio(self, ours: str, baseline: str) -> float:
+        """How many times as long the baseline takes: the median over rounds of the ratio within a round."""
+        pairs = zip(self.seconds[baseline], self.seconds[ours], strict=True)
         return statistics.median(theirs / own for theirs, own in pairs)
 
 
@@ -45,17 +45,17 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 
 def prepare(workload: Workload) -> dict[str, Step]:
-    """Every contestant's step, warmed up and compiled for this workload and the thread count PyTorch is set to."""
+    """Every implementation's step, warmed up and compiled for this workload and the thread count PyTorch is set to."""
     # Inductor writes the thread count into its code; what it compiled for another must not be found again.
     torch._dynamo.reset()
-    steps = {name: one.prepare(workload) for name, one in contestants(workload.logits.shape[1]).items()}
+    steps = {name: one.prepare(workload) for name, one in implementations(workload.logits.shape[1]).items()}
     for step in steps.values():
         for _ in range(3):
             step(next(workload.indices))
     return steps
 
 
-def measure(workload: Workload, threads: int, rounds: int) -> Section:
+def measure(workload: Workload, threads: int, rounds: int) -> Timing:
     with torch_threads(threads):
         steps = prepare(workload)
         calls = {name: math.ceil(SAMPLE_SECONDS / _sample(step, workload, 3)) for name, step in steps.items()}
@@ -64,7 +64,7 @@ def measure(workload: Workload, threads: int, rounds: int) -> Section:
             for name, step in steps.items():
                 seconds[name].append(_sample(step, workload, calls[name]))
     batch, classes = workload.logits.shape
-    return Section(batch, classes, threads, seconds)
+    return Timing(batch, classes, threads, seconds)
 
 
 def _sample(step: Step, workload: Workload, calls: int) -> float:

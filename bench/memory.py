@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.contestants import CONTESTANTS
+from bench.implementations import IMPLEMENTATIONS
 from bench.workload import Workload
 
 BATCH, CLASSES = 2048, 8000
@@ -15,7 +15,7 @@ _ROOT = Path(__file__).parent.parent
 
 
 def step_memory(name: str) -> float:
-    """Memory that a contestant's first step adds, in tensors of size B x N: 1 is the gradient alone."""
+    """Memory that the first step of an implementation adds, in tensors of size B x N: 1 is the gradient alone."""
     program = f"from bench.memory import grow; print(grow({name!r}))"
     result = subprocess.run([sys.executable, "-c", program], cwd=_ROOT, check=True, capture_output=True, text=True)
     return float(result.stdout)
@@ -25,9 +25,9 @@ def grow(name: str) -> float:
     """To be called once in a fresh process, since the peak of a process never falls."""
     # Once on another workload, so that code is loaded and threads have started.
     small = Workload(2, 2, rows=2)
-    CONTESTANTS[name].prepare(small)(next(small.indices))
+    IMPLEMENTATIONS[name].prepare(small)(next(small.indices))
     workload = Workload(BATCH, CLASSES, rows=BATCH)
-    step = CONTESTANTS[name].prepare(workload)
+    step = IMPLEMENTATIONS[name].prepare(workload)
     before = _resident("VmRSS")
     step(next(workload.indices))
     return (_resident("VmHWM") - before) / workload.logits.nbytes

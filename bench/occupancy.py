@@ -1,7 +1,6 @@
-"""``python -m bench.occupancy``: what the installed CUDA kernels' machine code needs, how much of it fits on a multiprocessor
-(SM), and what the step would cost on devices nobody here has measured: a prediction, and labelled as one."""
+"""``python -m bench.occupancy``: what the installed CUDA kernels' machine code needs, and how much of it fits on a
+multiprocessor (SM); and what the step would cost on devices nobody here has measured: a prediction, and labelled as one."""
 
-import argparse
 import importlib.util
 import math
 import re
@@ -10,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.table import markdown
+import tyro
+
 from r2d2fast.cuda_toolkit import find_cuda_tool
+from r2d2fast.tables import markdown_table
 
 WARP = 32
 SUB_PARTITIONS = 4
@@ -181,7 +182,7 @@ def occupancy_table(found: list[Kernel]) -> str:
         rows.append((name, built[0].classes, *(_each(column) for column in columns)))
     kernel = f"kernel (sm_{', '.join(map(str, archs))})"
     header = (kernel, "N", "registers", "local bytes", "shared bytes", "threads", "blocks/SM", "warps/SM", "limit")
-    return markdown((*header, "KiB in flight/SM"), rows)
+    return markdown_table((*header, "KiB in flight/SM"), rows)
 
 
 def _order(kernel: Kernel) -> tuple[bool, bool, int, int, str]:
@@ -220,7 +221,7 @@ def prediction_table(found: list[Kernel]) -> str:
                 )
             )
     columns = ("device", "dtype", "MB a step", "predicted µs, at least", "waves", "warps/SM")
-    return markdown((*columns, "KiB in flight/SM", "KiB to fill DRAM"), rows)
+    return markdown_table((*columns, "KiB in flight/SM", "KiB to fill DRAM"), rows)
 
 
 _SHORTEST, _LONGEST = (f"{latency * 1e9:.0f}" for latency in LATENCIES)
@@ -235,8 +236,8 @@ nothing hides it. Where a repeated step's rows stay in the L2 cache, it may be f
 / SMs (Little's law), latency {_SHORTEST} to {_LONGEST} ns; KiB in flight: the logits of the warps that this batch gives an SM."""
 
 
-def main(arguments: list[str] | None = None) -> None:
-    argparse.ArgumentParser(prog="python -m bench.occupancy", description=__doc__).parse_args(arguments)
+def main() -> None:
+    """What the installed CUDA kernels need of a multiprocessor, how much of it fits, and a prediction of the step's time."""
     binary = library()
     if binary is None:
         raise SystemExit("r2d2fast._cuda is not installed: pip install -e . where nvcc is found")
@@ -247,4 +248,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, prog="python -m bench.occupancy", config=(tyro.conf.FlagCreatePairsOff,))

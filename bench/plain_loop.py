@@ -1,4 +1,4 @@
-"""The opponent of the trainer: stage 2 as the reference implementation is organised, written from its description.
+"""The baseline of the trainer: stage 2 as the reference implementation is organised, written from its description.
 
 The bank is a parameter on the CPU with a row for every sample, labelled ones included; images are transformed one by one by
 torchvision; the loss and the accuracy are read with ``.item()`` at every step.

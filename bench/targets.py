@@ -1,9 +1,9 @@
-"""The project's targets for the step (issue 2), and whether a measurement meets them."""
+"""The project's own targets for the step, and whether a measurement meets them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench.measure import Section
+from bench.measure import Timing
 
 AT_LEAST = {
     (1024, 1000, "d2_step", "a"): 8.5,
@@ -14,20 +14,20 @@ AT_LEAST = {
     (512, 10, "module", "a"): 4.0,
     (512, 10, "module", "scalar"): 1 / 1.5,
 }
-"""Batch, classes, ours and opponent: how many times as long the opponent must take, on one thread."""
+"""Batch, classes, ours and baseline: how many times as long the baseline must take, on one thread."""
 
 NO_LOWER_WITH_TWO_THREADS = (1024, 1000)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One of our steps against one opponent; ``target`` is None where no target was set."""
+class Comparison:
+    """One of our steps against one baseline; ``target`` is None where no target was set."""
 
     batch: int
     classes: int
     threads: int
     ours: str
-    opponent: str
+    baseline: str
     ratio: float
     target: float | None
 
@@ -36,20 +36,22 @@ class Verdict:
         return None if self.target is None else self.ratio >= self.target
 
 
-def judge(sections: Iterable[Section]) -> list[Verdict]:
-    """Every comparison; sections of one thread come before those of two, whose targets are the ratios of one."""
-    verdicts: list[Verdict] = []
-    for section in sections:
-        shape = (section.batch, section.classes)
-        single = {(v.ours, v.opponent): v.ratio for v in verdicts if (v.batch, v.classes, v.threads) == (*shape, 1)}
-        own = [name for name in ("d2_step", "module") if name in section.seconds]
+def compare(timings: Iterable[Timing]) -> list[Comparison]:
+    """Every comparison. Timings of one thread must come before those of two, whose targets are the ratios of one."""
+    comparisons: list[Comparison] = []
+    for timing in timings:
+        shape = (timing.batch, timing.classes)
+        single = {(v.ours, v.baseline): v.ratio for v in comparisons if (v.batch, v.classes, v.threads) == (*shape, 1)}
+        own = [name for name in ("d2_step", "module") if name in timing.seconds]
         for ours in own:
             # Autograd's own cost says something about the module alone: d2_step does without autograd.
             skipped = {*own, "scalar"} if ours == "d2_step" else set(own)
-            for opponent in section.seconds.keys() - skipped:
-                if section.threads == 1:
-                    target = AT_LEAST.get((*shape, ours, opponent))
+            for baseline in timing.seconds.keys() - skipped:
+                if timing.threads == 1:
+                    target = AT_LEAST.get((*shape, ours, baseline))
                 else:
-                    target = single.get((ours, opponent)) if shape == NO_LOWER_WITH_TWO_THREADS else None
-                verdicts.append(Verdict(*shape, section.threads, ours, opponent, section.ratio(ours, opponent), target))
-    return sorted(verdicts, key=lambda v: (-v.batch * v.classes, v.threads, v.ours, v.opponent))
+                    target = single.get((ours, baseline)) if shape == NO_LOWER_WITH_TWO_THREADS else None
+                comparisons.append(
+                    Comparison(*shape, timing.threads, ours, baseline, timing.ratio(ours, baseline), target)
+                )
+    return sorted(comparisons, key=lambda v: (-v.batch * v.classes, v.threads, v.ours, v.baseline))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from bench.__main__ import FULL
-from bench.contestants import contestants
+from bench.implementations import implementations
 from bench.measure import prepare, torch_threads
 from bench.workload import Step, Workload
 
@@ -17,7 +17,7 @@ CASES = [(shape, threads) for shape in FULL.shapes for threads in FULL.threads]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    pairs = [(case, name) for case in CASES for name in contestants(case[0][1])]
+    pairs = [(case, name) for case in CASES for name in implementations(case[0][1])]
     ids = [f"{shape[0]}x{shape[1]}-{threads}-{name}" for (shape, threads), name in pairs]
     metafunc.parametrize(("case", "name"), pairs, indirect=["case"], ids=ids, scope="module")
 

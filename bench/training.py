@@ -1,7 +1,5 @@
 """``python -m bench.training``: how much of a D2 step is not the network's own time, and what a run gains on a plain loop."""
 
-import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -10,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import tyro
 
-from bench import machine
 from bench.measure import torch_threads
 from bench.photographs import write_photographs
 from bench.plain_loop import PlainLoop
-from bench.table import markdown
+from bench.table import machine_list
+from r2d2fast import machine
 from r2d2fast.data import Dataset, ResidentImages, load_dataset, load_folder
+from r2d2fast.tables import markdown_table
 from r2d2fast.train.config import Config
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
@@ -24,7 +24,7 @@ from r2d2fast.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 MOST_OUTSIDE = {"digits": 0.15, "resnet18": 0.05}
-"""Targets: shares of the time (issue 4)."""
+"""The project's own targets: shares of the time."""
 FASTER_THAN_PLAIN = 1.5
 
 
@@ -122,10 +122,12 @@ def times_as_fast(ours: Callable[[], None], theirs: Callable[[], None], rounds: 
     return statistics.median(ratios[1:])
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, metavar="N")
-    rounds = parser.parse_args(arguments).rounds
+def main(*, rounds: int = 9) -> None:
+    """How much of a D2 step is not the network's own time, and what a run gains on a plain loop.
+
+    Args:
+        rounds: Timed passes of each, taken in turn.
+    """
     about = machine.describe()
     rows = []
     with torch_threads(1), tempfile.TemporaryDirectory() as folder:
@@ -138,15 +140,14 @@ def main(arguments: list[str] | None = None) -> None:
             faster = times_as_fast(steps_of(trainer, 5), lambda loop=loop: loop.run(5), rounds)  # type: ignore[misc]
             shares = share_outside(trainer, 5, rounds), share_of_plain(loop, 5, rounds)
             rows.append((name, f"{faster:.2f}", f"{100 * shares[0]:.0f} %", f"{100 * shares[1]:.0f} %"))
-    about["load average at the end"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
 
-    print("\n".join(f"- {key}: {value}" for key, value in about.items()), end="\n\n")
+    print(machine_list(about), end="\n\n")
     print("Share of a D2 step outside the network's passes and its optimizer; one thread.", end="\n\n")
     table = [(name, f"{100 * share:.1f} %", f"≤ {100 * MOST_OUTSIDE[name]:.0f} %") for name, share in outside.items()]
-    print(markdown(("network", "outside", "target"), table), end="\n\n")
+    print(markdown_table(("network", "outside", "target"), table), end="\n\n")
     print(f"Against a plain loop, small network, batches of 384 + 128; target ≥ {FASTER_THAN_PLAIN}.", end="\n\n")
-    print(markdown(("images like", "times the images/s", "outside the network", "plain loop's"), rows))
+    print(markdown_table(("images like", "times the images/s", "outside the network", "plain loop's"), rows))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, prog="python -m bench.training", config=(tyro.conf.FlagCreatePairsOff,))

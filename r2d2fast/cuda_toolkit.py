@@ -1,8 +1,8 @@
 """Where the programs of a CUDA toolkit are. setup.py runs this file before there is a package, so that it imports no other."""
 
+import importlib.util
 import os
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -14,7 +14,7 @@ def find_cuda_tool(name: str) -> str | None:
     """
     homes = [home for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if home] or ["/usr/local/cuda"]
     folders = [os.environ.get("PATH", ""), *(str(Path(home, "bin")) for home in homes)]
-    triton = find_spec("triton")
+    triton = importlib.util.find_spec("triton")
     if triton is not None and triton.origin is not None:
         folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
     return shutil.which(name, path=os.pathsep.join(folders))

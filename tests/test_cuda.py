@@ -299,7 +299,7 @@ def test_a_prediction_is_one_launch(cuda_host: Host, classes: int, layout: str) 
 
 
 # Vectors that begin before the row and that end after it, and both.
-@pytest.mark.parametrize("classes", slow_but([7, 10, 33, 129, 255, 1001, 1025, 8195], [7, 255, 8195]))
+@pytest.mark.parametrize("classes", slow_but([7, 10, 33, 129, 255, 1001, 1025, 8195], [7, 255, 1001]))
 @pytest.mark.parametrize("edge", ["start", "end"])
 @pytest.mark.parametrize("watched", [True, False])
 def test_nothing_is_touched_beyond_the_edges_of_memory(cuda_host: Host, classes: int, edge: str, watched: bool) -> None:

@@ -184,11 +184,11 @@ def test_a_launch_that_fails(host: Host) -> None:
     toy.run("vectors", "forward")
 
 
-def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
+def test_a_source_that_does_not_compile(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     source = tmp_path / "wrong.cu"
     source.write_text("#include <cuda_runtime.h>\nint answer() { return forty_two; }\n")
     with pytest.raises(BuildError, match="forty_two"):
-        build([source], tmp_path / "out")
+        build([source], request.config.cache.mkdir("cuda_host"))
 
 
 def test_a_patched_source_is_a_build_beside_the_first(

@@ -8,8 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from r2d2fast import machine
 from r2d2fast._backends import cpu
-from r2d2fast.doctor import cli, environment, examination, speed, text
+from r2d2fast.doctor import cli, examination, speed, text
 from r2d2fast.doctor.cases import Case, cases
 from r2d2fast.doctor.compare import settle
 from r2d2fast.doctor.rules import RULES
@@ -243,7 +244,8 @@ def examine(monkeypatch, capsys, tmp_path, *, rules):
     monkeypatch.setattr(cli, "settle", settle_once)
     monkeypatch.setattr(cli, "cases", lambda quick: [] if rules else SMALL)
     monkeypatch.setattr(cli, "RULES", RULES if rules else {})
-    monkeypatch.setattr(environment, "describe", lambda: {"gpus": []})
+    monkeypatch.setattr(machine, "describe", lambda: {"gpus": []})
+    monkeypatch.setattr(machine, "describe_toolchain", dict)
     monkeypatch.setattr(cli, "workloads", lambda *_: [])
     file = tmp_path / "report.json"
     status = cli.main(["--quick", "--device", "cpu", "--backend", "cpu", "--json", str(file)])
@@ -308,7 +310,7 @@ def test_after_a_lost_gpu_no_other_backend_is_blamed(monkeypatch):
 def test_gpus_and_kernels_are_shown(monkeypatch):
     """What only a machine with a GPU prints, from made-up findings."""
     gpu = {"device": "cuda:0", "name": "H [x]", "memory_bytes": 2**36, "architecture": "sm_90", "multiprocessors": 132}
-    about = {**environment.describe(), "gpus": [gpu]}
+    about = {**machine.describe(), "gpus": [gpu]}
     console = Console(record=True, width=130, highlight=False)
     text.print_environment(console, about)
     numbers = (2**20, 1e-5, 8e-6, 0.8)

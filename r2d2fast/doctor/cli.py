@@ -1,59 +1,87 @@
-"""The doctor's command line: every part is printed as soon as it is known."""
+"""The doctor's command line. Each section of the report is printed as soon as it is known."""
 
-import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+import sys
 from functools import partial
 from pathlib import Path
+from typing import Annotated, NoReturn
 
 import torch
+import tyro
 from rich.console import Console
 
-from r2d2fast import BackendError, backends
+from r2d2fast import BackendError, backends, machine
 from r2d2fast._backends import NAMES, choose
-from r2d2fast.doctor import environment, text
+from r2d2fast.doctor import text
 from r2d2fast.doctor.cases import cases
 from r2d2fast.doctor.compare import judge, settle
 from r2d2fast.doctor.examination import Examination, Target
 from r2d2fast.doctor.rules import RULES
 from r2d2fast.doctor.speed import Speed, measure, workloads
 
-_EXAMPLES = """examples:
-  python -m r2d2fast.doctor                        everything
-  python -m r2d2fast.doctor --quick                a tenth of the checks, one shape timed
-  python -m r2d2fast.doctor --json report.json     text here, and all that was found in the file
-  python -m r2d2fast.doctor --json > report.json   JSON, and nothing else, on standard output
-  python -m r2d2fast.doctor --device cuda:1 --backend triton
+PROGRAM = "python -m r2d2fast.doctor"
+STDOUT = "-"
+DESCRIPTION = f"""What is installed, whether each backend agrees with the definition in float64, and how fast it is here.
 
-exit status: 0 if every backend examined is right, 1 if one is not, 2 for a wrong command line"""
+Examples:
+  {PROGRAM}                         everything
+  {PROGRAM} --quick                 a tenth of the checks, one shape timed
+  {PROGRAM} --json report.json      the report here, and all that was found in the file
+  {PROGRAM} --json > report.json    JSON, and nothing else, on standard output
+  {PROGRAM} --device cuda:1 --backend triton
 
+Exit status: 0 if every backend examined is right, 1 if one is not, 2 for a wrong command line."""
 
 _ON_CPU = ("reference", "cpu")
 """Triton's interpreter would take hours: it has to be asked for."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    console = Console(quiet=options.json == "-", highlight=False, soft_wrap=False)
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    quick: bool = False
+    """Make fewer checks and time one shape, for a first look."""
+
+    json: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[FILE]")] = None
+    """Write every finding as JSON to FILE as well; without FILE, write it to standard output and print nothing else."""
+
+    device: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DEVICE [DEVICE ...]")] = ()
+    """Devices to examine the backends on. The default is cpu, and cuda:0 where PyTorch finds a GPU."""
+
+    backend: Annotated[tuple[str, ...], tyro.conf.arg(metavar="BACKEND [BACKEND ...]")] = ()
+    """Backends to examine: reference, cpu, cuda, triton. The default is all that are available, except Triton's
+    interpreter on CPU tensors."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line (default: the process's), examine the backends, and return the exit status."""
+    chosen = tyro.cli(
+        Arguments, args=arguments, prog=PROGRAM, description=DESCRIPTION, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    output = None if chosen.json is None else _json_output(chosen.json)
+    devices = [_device(name) for name in chosen.device]
+    for name in chosen.backend:
+        if name not in NAMES:
+            _refuse(f"--backend {name}: unknown; accepted: {', '.join(NAMES)}")
+    console = Console(quiet=output == STDOUT, highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = 130
-    about, statuses = environment.describe(), backends()
+    about, statuses = machine.describe() | machine.describe_toolchain(), backends()
     text.print_environment(console, about)
     text.print_backends(console, statuses)
-    devices = options.device or [torch.device("cpu"), *([torch.device("cuda:0")] if about["gpus"] else [])]
+    devices = devices or [torch.device("cpu"), *([torch.device("cuda:0")] if about["gpus"] else [])]
     why_not = {
         Target(name, device): _why_not(name, device)
         for device in devices
-        for name in options.backend or (NAMES if device.type == "cuda" else _ON_CPU)
+        for name in chosen.backend or (NAMES if device.type == "cuda" else _ON_CPU)
     }
     targets = [target for target, reason in why_not.items() if reason is None]
     if not targets:
-        _parser().error("; ".join(str(reason) for reason in why_not.values()))
+        _refuse("; ".join(str(reason) for reason in why_not.values()))
 
     examination = Examination(targets)
     with console.status("checking") as status:
-        for case in cases(options.quick):
+        for case in cases(chosen.quick):
             status.update(f"checking: {case}")
             exact = settle(case)
             for target in targets:
@@ -67,59 +95,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     speeds: list[Speed] = []
     with console.status("timing") as status:
         for target in targets:
-            for shape, dtype in workloads(target.device, options.quick):
+            for shape, dtype in workloads(target.device, chosen.quick):
                 status.update(f"timing: {target}, {shape[0]} x {shape[1]}, {dtype}")
-                work = partial(measure, *target, shape, dtype, options.quick)
+                work = partial(measure, *target, shape, dtype, chosen.quick)
                 examination.run(target, "timing", f"{shape[0]} x {shape[1]}, {dtype}", lambda: speeds.append(work()))  # noqa: B023
     text.print_speeds(console, speeds)
     text.print_verdict(console, examination)
 
-    if options.json is not None:
+    if output is not None:
         result = {
             "passed": not examination.failed,
-            "quick": options.quick,
+            "quick": chosen.quick,
             "environment": about,
             "backends": {name: status._asdict() for name, status in statuses.items()},
             "examined": [str(target) for target in targets],
             "checks": [dataclasses.asdict(check) for check in examination.checks],
             "speed": [dataclasses.asdict(speed) | {"gb_per_second": speed.gb_per_second} for speed in speeds],
         }
-        _write(options.json, json.dumps(result, indent=1, allow_nan=False))
+        _write(output, json.dumps(result, indent=1, allow_nan=False))
     return 1 if examination.failed else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m r2d2fast.doctor",
-        description="What is installed, whether each backend agrees with the definition in float64, and how fast it is here.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer checks, one shape timed: for a first look")
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const="-",
-        type=_file,
-        metavar="FILE",
-        help="write every finding to FILE as well; without FILE: to stdout, alone",
-    )
-    parser.add_argument(
-        "--device", nargs="+", type=_device, metavar="DEVICE", help="default: cpu, and cuda:0 where PyTorch finds a GPU"
-    )
-    parser.add_argument(
-        "--backend", nargs="+", choices=NAMES, help="default: all that are available, but for Triton's interpreter"
-    )
-    return parser
+def _refuse(problem: str) -> NoReturn:
+    print(f"{PROGRAM}: {problem}", file=sys.stderr)
+    sys.exit(2)
 
 
-def _file(name: str) -> str:
+def _json_output(words: tuple[str, ...]) -> str:
+    """The file of ``--json``, or STDOUT. It is opened now, and not only when the work of minutes is to be written."""
+    file, *others = words or (STDOUT,)
+    if others:
+        _refuse(f"--json {' '.join(words)}: name one file")
     try:
-        if name != "-":
-            Path(name).open("a").close()  # now, and not when the work of minutes is to be written
+        if file != STDOUT:
+            Path(file).open("a").close()
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"cannot write {name}: {error.strerror}") from error
-    return name
+        _refuse(f"--json {file}: cannot write {file}: {error.strerror}")
+    return file
 
 
 def _device(name: str) -> torch.device:
@@ -128,9 +140,9 @@ def _device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise argparse.ArgumentTypeError(f"PyTorch cannot use device {name!r}: {reason}") from error
+        _refuse(f"--device {name}: PyTorch cannot use device {name!r}: {reason}")
     if device.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"no backend has kernels for {name!r}; pass cpu or cuda:N")
+        _refuse(f"--device {name}: no backend has kernels for {name!r}; pass cpu or cuda:N")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
@@ -144,7 +156,7 @@ def _why_not(backend: str, device: torch.device) -> str | None:
 
 
 def _write(file: str, content: str) -> None:
-    if file == "-":
+    if file == STDOUT:
         print(content)
     else:
         Path(file).write_text(content + "\n")

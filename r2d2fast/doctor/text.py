@@ -1,4 +1,4 @@
-"""The report for people."""
+"""The report as people read it; ``--json`` has everything."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -11,6 +11,7 @@ from rich.table import Table
 from r2d2fast import BackendStatus
 from r2d2fast.doctor.examination import Examination
 from r2d2fast.doctor.speed import Speed
+from r2d2fast.machine import as_text
 
 _SHOWN = 5
 """Failed checks that are written out for a backend; the JSON has all."""
@@ -18,16 +19,7 @@ _SHOWN = 5
 
 def print_environment(console: Console, about: Mapping[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
-    for name, value in about.items():
-        if name == "gpus":
-            lines = [
-                f"{gpu['device']}: {gpu['name']}, {gpu['memory_bytes'] / 2**30:.1f} GiB, {gpu['architecture']}, "
-                f"{gpu['multiprocessors']} multiprocessors"
-                for gpu in value
-            ]
-            value = "\n".join(lines) or "none found by PyTorch"
-        elif name == "variables":
-            value = ", ".join(f"{key}={setting}" for key, setting in value.items()) or "none set that matter here"
+    for name, value in as_text(about).items():
         table.add_row(name.replace("_", " "), escape(value))
     _section(console, "Installed", table)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from r2d2fast.experiments.plan import Run
+from r2d2fast.experiments.runs import Run
 from r2d2fast.train.checks import check_schedule
 from r2d2fast.train.config import Config
 from r2d2fast.train.directory import CONFIG, RESULTS

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from r2d2fast.data import Dataset
-from r2d2fast.experiments.plan import Run
+from r2d2fast.experiments.runs import Run
 from r2d2fast.models import make_model
 from r2d2fast.models.lenet import LeNet2D
 from r2d2fast.train.directory import NETWORK

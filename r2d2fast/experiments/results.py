@@ -1,4 +1,4 @@
-"""A table of the paper filled in: beside the paper's figures ours, printed, as Markdown and as JSON."""
+"""A table of the paper with our results beside the paper's: printed, as Markdown and as JSON."""
 
 import json
 import statistics
@@ -10,58 +10,85 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from r2d2fast.experiments.cells import Cell, Table
+from r2d2fast.experiments.paper import Table, Variant
+from r2d2fast.tables import NO_VALUE, markdown_table, mean_std
 from r2d2fast.train.files import write_atomically
 
-NOTHING = "–"
-KINDS = {"test_error": "top-1", "test_error_top5": "top-5"}
+METRICS = {"test_error": "top-1", "test_error_top5": "top-5"}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A cell and the results of its runs, one a seed: contents of their ``results.json``."""
+class VariantResults:
+    """A variant and the results of its runs, one for each seed: the contents of their ``results.json``."""
 
-    cell: Cell
+    variant: Variant
     results: Sequence[dict[str, Any]]
 
-    def errors(self, kind: str, stage: int | None = None) -> list[float]:
+    def errors(self, metric: str, stage: int | None = None) -> list[float]:
         """Test errors in percent at the end of the runs, or of a stage; none where the runs have none."""
-        parts = [
-            result if stage is None else next((part for part in result["stages"] if part["stage"] == stage), {})
+        entries = [
+            result if stage is None else next((entry for entry in result["stages"] if entry["stage"] == stage), {})
             for result in self.results
         ]
-        return [part[kind] for part in parts if kind in part]
+        return [entry[metric] for entry in entries if metric in entry]
+
+    def difference(self, metric: str) -> float | None:
+        """How far the mean is above the paper's figure, in points; None where one of them is missing."""
+        paper, values = getattr(self.variant.paper, metric), self.errors(metric)
+        return None if paper is None or not values else statistics.mean(values) - paper
+
+    def to_json(self, comparable: bool) -> dict[str, Any]:
+        """The variant's entry of the JSON file."""
+        errors: dict[str, Any] = {}
+        for metric in METRICS:
+            if values := self.errors(metric):
+                errors[metric] = {
+                    "mean": statistics.mean(values),
+                    "std": statistics.stdev(values) if len(values) > 1 else None,
+                    "paper": getattr(self.variant.paper, metric),
+                    "difference": self.difference(metric) if comparable else None,
+                    "runs": values,
+                }
+        return {
+            "title": self.variant.title,
+            "overrides": self.variant.overrides,
+            **errors,
+            "after_stage2": self.errors("test_error", 2),
+            "seeds": [result["seed"] for result in self.results],
+            "splits": [result["split"] for result in self.results],
+            "seconds": sum(result["seconds"] for result in self.results),
+        }
 
 
 @dataclass(frozen=True)
-class Filled:
-    """A table with its results.
+class TableResults:
+    """The results of all rows of a table.
 
     Attributes:
         name: ``table1`` …
         table: its definition.
-        dataset: on which the runs were.
-        labels: labelled samples of its R2-D2 runs.
-        cells: with their results, in the table's order.
+        dataset: the data set that the runs used.
+        labels: number of labelled samples of its R2-D2 runs.
+        rows: the variants with their results, in the table's order.
     """
 
     name: str
     table: Table
     dataset: str
     labels: int
-    cells: list[Measured]
+    rows: list[VariantResults]
 
     @property
     def title(self) -> str:
         """What the figures are."""
-        first = self.cells[0].results
+        first = self.rows[0].results
         pairs = [(result["seed"], result["split"]) for result in first]
         same = all(seed == split for seed, split in pairs)
-        numbers = ", ".join(str(seed) if same else f"{seed}/{split}" for seed, split in pairs)
+        seeds = ", ".join(str(seed) if same else f"{seed}/{split}" for seed, split in pairs)
         labels = f"{self.labels} labels" if self.labels else "every label"
         return (
             f"{self.name.replace('table', 'Table ')}: {self.table.title}. Test error in percent after the last epoch on "
-            f"{self.dataset} with {labels}, {'seeds and splits' if same else 'seed/split'} {numbers}"
+            f"{self.dataset} with {labels}, {'seeds and splits' if same else 'seed/split'} {seeds}"
             + (": mean ± standard deviation" if len(first) > 1 else "")
         )
 
@@ -70,87 +97,51 @@ class Filled:
         """Whether the paper's figures are of this data set."""
         return self.dataset == self.table.dataset
 
-    def columns(self) -> tuple[list[str], list[list[str]]]:
-        """Headings and rows, as text."""
-        kinds = [kind for kind in KINDS if any(one.errors(kind) for one in self.cells)]
-        after2 = any(len(result["stages"]) > 1 for one in self.cells for result in one.results)
-        headings = [""] + (["after stage 2"] if after2 else [])
-        rows = [[one.cell.row] + ([_spread(one.errors("test_error", 2))] if after2 else []) for one in self.cells]
-        for kind in kinds:
-            of_kind = f" {KINDS[kind]}" if len(kinds) > 1 else ""
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, as text."""
+        metrics = [metric for metric in METRICS if any(row.errors(metric) for row in self.rows)]
+        after_stage2 = any(len(result["stages"]) > 1 for row in self.rows for result in row.results)
+        header = ["", "after stage 2"] if after_stage2 else [""]
+        lines = [
+            [row.variant.title] + ([mean_std(row.errors("test_error", 2))] if after_stage2 else []) for row in self.rows
+        ]
+        for metric in metrics:
+            name = f" {METRICS[metric]}" if len(metrics) > 1 else ""
             paper = "paper" if self.comparable else f"paper, on {self.table.dataset}"
-            headings += [f"ours{of_kind}", paper + of_kind] + ([f"difference{of_kind}"] if self.comparable else [])
-            for one, row in zip(self.cells, rows, strict=True):
-                row += [_spread(one.errors(kind)), _paper(one.cell, kind)]
+            header += [f"ours{name}", paper + name] + ([f"difference{name}"] if self.comparable else [])
+            for row, line in zip(self.rows, lines, strict=True):
+                line += [mean_std(row.errors(metric)), _paper(row.variant, metric)]
                 if self.comparable:
-                    difference = _difference(one, kind)
-                    row.append(NOTHING if difference is None else f"{difference:+.2f}")
-        return headings, rows
+                    difference = row.difference(metric)
+                    line.append(NO_VALUE if difference is None else f"{difference:+.2f}")
+        return header, lines
 
     def print(self, console: Console) -> None:
         """Show the table."""
-        headings, rows = self.columns()
+        header, lines = self.cells()
         printed = RichTable(title=self.title, title_justify="left")
-        for heading in headings:
+        for heading in header:
             printed.add_column(heading, justify="right" if heading else "left")
-        for row in rows:
-            printed.add_row(*row)
+        for line in lines:
+            printed.add_row(*line)
         console.print(printed)
 
     def write(self, directory: Path) -> None:
         """Write ``NAME.md`` and ``NAME.json``. Raises TrainingError where that cannot be."""
-        headings, rows = self.columns()
-        lines = ["| " + " | ".join(row) + " |" for row in [headings, ["---"] * len(headings), *rows]]
-        write_atomically(directory / f"{self.name}.md", "\n".join([self.title + ".", "", *lines, ""]).encode())
+        write_atomically(directory / f"{self.name}.md", f"{self.title}.\n\n{markdown_table(*self.cells())}\n".encode())
         content = {
             "table": self.name,
             "title": self.title,
             "dataset": self.dataset,
             "labels": self.labels,
             "paper_dataset": self.table.dataset,
-            "cells": [_entry(one, self.comparable) for one in self.cells],
+            "rows": [row.to_json(self.comparable) for row in self.rows],
         }
         write_atomically(directory / f"{self.name}.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _entry(measured: Measured, comparable: bool) -> dict[str, Any]:
-    cell = measured.cell
-    errors: dict[str, Any] = {}
-    for kind in KINDS:
-        values = measured.errors(kind)
-        if values:
-            errors[kind] = {
-                "mean": statistics.mean(values),
-                "std": statistics.stdev(values) if len(values) > 1 else None,
-                "paper": getattr(cell.paper, kind),
-                "difference": _difference(measured, kind) if comparable else None,
-                "runs": values,
-            }
-    return {
-        "row": cell.row,
-        "switches": cell.switches,
-        **errors,
-        "after_stage2": measured.errors("test_error", 2),
-        "seeds": [result["seed"] for result in measured.results],
-        "splits": [result["split"] for result in measured.results],
-        "seconds": sum(result["seconds"] for result in measured.results),
-    }
-
-
-def _spread(values: list[float]) -> str:
-    if not values:
-        return NOTHING
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
-def _paper(cell: Cell, kind: str) -> str:
-    value = getattr(cell.paper, kind)
+def _paper(variant: Variant, metric: str) -> str:
+    value = getattr(variant.paper, metric)
     if value is None:
-        return NOTHING
-    return f"{value:.2f} ± {cell.paper.std:.2f}" if kind == "test_error" and cell.paper.std else f"{value:.2f}"
-
-
-def _difference(measured: Measured, kind: str) -> float | None:
-    paper, values = getattr(measured.cell.paper, kind), measured.errors(kind)
-    return None if paper is None or not values else statistics.mean(values) - paper
+        return NO_VALUE
+    return f"{value:.2f} ± {variant.paper.std:.2f}" if metric == "test_error" and variant.paper.std else f"{value:.2f}"

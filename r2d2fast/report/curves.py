@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 from r2d2fast.report.groups import Group
 from r2d2fast.report.runs import Run
 from r2d2fast.report.svg import Chart, Points, Series, dot_chart
+from r2d2fast.tables import mean_std
 from r2d2fast.train.pictures import STAGE_TITLES
 
 
 class Curve(NamedTuple):
-    """A name, the key in a row of metrics, how many units make one there, and the unit."""
+    """A line of a chart: its name, the key of its values in a row of metrics, the factor to their unit, and that unit."""
 
     name: str
     key: str
@@ -102,7 +103,7 @@ def overview_figures(groups: list[Group]) -> list[Figure]:
         rows = []
         for group in shown:
             errors = [run.results["test_error"] for run in group.finished if run.results is not None]
-            rows.append((group.letter, errors, group.results[f"stage {group.settings['stages'][-1]}"].text()))
+            rows.append((group.letter, errors, mean_std(group.results[f"stage {group.settings['stages'][-1]}"])))
         if sum(len(errors) for _, errors, _ in rows) > 1:
             title = f"{dataset}: test error (%)"
             figures.append(

@@ -1,4 +1,4 @@
-"""Samples worth a look: whose pseudo-labels changed most, and which pseudo-labels are wrong and sure of it."""
+"""Samples worth a look: those whose pseudo-labels changed most, and the wrong pseudo-labels of the highest confidence."""
 
 import io
 from base64 import b64encode
@@ -30,23 +30,31 @@ LARGEST_SIDE = 96
 LoadImages = Callable[[Run], Dataset]
 
 
-class Item(NamedTuple):
-    """One sample: its PNG as a data URI, its name in the data set, its true class, the classes it was given, and whether the last
-    of them is right; None where nobody knows."""
+class Sample(NamedTuple):
+    """One sample.
+
+    Attributes:
+        image: its PNG as a data URI.
+        name: its name in the data set.
+        truth: its true class, None where it is not known.
+        history: the classes that it was given in turn, with their confidence.
+        right: whether the last of them is the true one; None where that is not known.
+    """
 
     image: str
     name: str
     truth: str | None
-    trail: str
+    history: str
     right: bool | None
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What there is to look at of one run, or ``missing``: why there is nothing.
+    """The samples of one run that are worth a look.
 
     Attributes:
-        run: of the group, the first that is finished.
+        run: the first finished run of the group, or its first.
+        missing: why there is nothing to show; "" where there is something.
         summary: how many pseudo-labels changed and how many are wrong, in words.
         changed: from sure of one class to sure of another, the surest first.
         mistakes: the surest first.
@@ -55,8 +63,8 @@ class Gallery:
     run: Run
     missing: str = ""
     summary: str = ""
-    changed: Sequence[Item] = ()
-    mistakes: Sequence[Item] = ()
+    changed: Sequence[Sample] = ()
+    mistakes: Sequence[Sample] = ()
 
 
 def image_loader(data_dir: Path) -> LoadImages:
@@ -127,21 +135,21 @@ def _gallery(run: Run, recorded: dict[Moment, tuple[np.ndarray, np.ndarray]], da
     shown = np.unique(np.concatenate([changed[:SHOWN], mistakes[:SHOWN]]))
     images = dict(zip(shown.tolist(), _images(dataset, shown), strict=True)) if len(shown) else {}
 
-    def item(sample: int) -> Item:
+    def shown_sample(sample: int) -> Sample:
         known = truth[sample] >= 0
-        return Item(
+        return Sample(
             images[sample],
             dataset.train_names[sample],
             dataset.class_names[truth[sample]] if known else None,
-            _trail([(pair[0][sample], pair[1][sample]) for pair in recorded.values()], dataset.class_names),
+            _history([(pair[0][sample], pair[1][sample]) for pair in recorded.values()], dataset.class_names),
             bool(last[0][sample] == truth[sample]) if known else None,
         )
 
     return Gallery(
         run,
         summary=_summary(moments[-1], first[0], last[0], truth, len(changed), len(mistakes)),
-        changed=[item(sample) for sample in changed[:SHOWN].tolist()],
-        mistakes=[item(sample) for sample in mistakes[:SHOWN].tolist()],
+        changed=[shown_sample(sample) for sample in changed[:SHOWN].tolist()],
+        mistakes=[shown_sample(sample) for sample in mistakes[:SHOWN].tolist()],
     )
 
 
@@ -161,7 +169,7 @@ def _summary(end: Moment, first: np.ndarray, last: np.ndarray, truth: np.ndarray
     return f"{of_all} between the first prediction and {until}{told}.{errors}"
 
 
-def _trail(steps: Sequence[tuple[int, float]], names: Sequence[str]) -> str:
+def _history(steps: Sequence[tuple[int, float]], names: Sequence[str]) -> str:
     """The classes in turn, with the confidence; of a class kept over several steps, the first and the last."""
     told = []
     for label, kept in groupby(steps, key=lambda step: step[0]):

@@ -1,18 +1,17 @@
 """Runs of one configuration, which differ in nothing but seed and split, and their statistics."""
 
 import json
-import statistics
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 from r2d2fast.report.runs import Run
 
-# They say which of several equal runs it is.
-OF_A_RUN = ("seed", "split", "split_file")
-# Columns of the results: of each stage's entry in results.json, in the order of a table.
+# In these settings runs of one configuration may differ.
+REPETITION = ("seed", "split", "split_file")
+# Columns of a table of results, in order, and where they stand in results.json: the stage's entry, and the key in it.
 ERRORS = {
     "stage 1": (1, "test_error"),
     "stage 1, top-5": (1, "test_error_top5"),
@@ -24,21 +23,8 @@ ERRORS = {
 }
 PSEUDO_LABELS = "pseudo-labels"
 SECONDS = "seconds"
-
-
-class Statistic(NamedTuple):
-    """Mean and sample standard deviation (n − 1), the latter None for a single value."""
-
-    mean: float
-    std: float | None
-
-    @staticmethod
-    def of(values: Sequence[float]) -> "Statistic":
-        return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-    def text(self, digits: int = 2) -> str:
-        spread = "" if self.std is None else f" ± {self.std:.{digits}f}"
-        return f"{self.mean:.{digits}f}{spread}"
+COLUMNS = (*ERRORS, PSEUDO_LABELS, SECONDS)
+"""Test errors, and the error of the pseudo-labels that stage 2 learned, in percent; seconds of the whole run."""
 
 
 @dataclass(frozen=True)
@@ -49,32 +35,32 @@ class Group:
         letter: the name of the group in this report: A, B, …
         runs: in the order in which they were named.
         settings: what they have in common, by the name of the flag; of stages that are run only.
-        apart: what sets them apart from the other groups, as text; "" where there is nothing.
+        difference: the settings in which they differ from other groups, as text; "" where there are none.
     """
 
     letter: str
     runs: list[Run]
     settings: dict[str, Any]
-    apart: str
+    difference: str
 
     @property
     def title(self) -> str:
-        return f"{self.letter}: {self.apart}" if self.apart else f"{self.letter}: {self.settings['dataset']}"
+        return f"{self.letter}: {self.difference}" if self.difference else f"{self.letter}: {self.settings['dataset']}"
 
     @property
     def finished(self) -> list[Run]:
         return [run for run in self.runs if run.results is not None]
 
     @property
-    def results(self) -> dict[str, Statistic]:
-        """Of the finished runs: test errors and error of the pseudo-labels that stage 2 learned, in percent; seconds."""
+    def results(self) -> dict[str, list[float]]:
+        """A column of figures for each name in COLUMNS that all finished runs have, a figure for each of them."""
         runs = [results_of(run) for run in self.finished]
-        names = [name for name in (*ERRORS, PSEUDO_LABELS, SECONDS) if runs and all(name in run for run in runs)]
-        return {name: Statistic.of([run[name] for run in runs]) for name in names}
+        names = [name for name in COLUMNS if runs and all(name in run for run in runs)]
+        return {name: [run[name] for run in runs] for name in names}
 
 
 def results_of(run: Run) -> dict[str, float]:
-    """Columns of a finished run: those that it has."""
+    """The figures of a finished run: those of COLUMNS that it has."""
     assert run.results is not None
     stages = {entry["stage"]: entry for entry in run.results["stages"]}
     values = {name: stages.get(stage, {}).get(key) for name, (stage, key) in ERRORS.items()}
@@ -92,7 +78,7 @@ def make_groups(runs: list[Run]) -> list[Group]:
         grouped.setdefault(_key(run), []).append(run)
     settings = [_settings(members[0]) for members in grouped.values()]
     return [
-        Group(letter, members, own, _apart(own, settings))
+        Group(letter, members, own, _difference(own, settings))
         for letter, members, own in zip(_letters(), grouped.values(), settings, strict=False)
     ]
 
@@ -106,7 +92,7 @@ def value_text(value: Any) -> str:
 
 def _settings(run: Run) -> dict[str, Any]:
     left_out = tuple(f"stage{stage}." for stage in (1, 2, 3) if stage not in run.config["stages"])
-    settings = {k: v for k, v in run.config.items() if k not in OF_A_RUN and not k.startswith(left_out or "\0")}
+    settings = {k: v for k, v in run.config.items() if k not in REPETITION and not k.startswith(left_out or "\0")}
     settings["num_labels"] = run.labelled
     if 1 not in run.config["stages"]:
         # The network of another run's stage 1, each seed and split has its own.
@@ -119,8 +105,8 @@ def _key(run: Run) -> str:
     return json.dumps([_settings(run), sorted(run.classes)], sort_keys=True)
 
 
-def _apart(own: dict[str, Any], everyone: list[dict[str, Any]]) -> str:
-    """The settings that another group has not or otherwise. That it does not run a stage is said by ``stages`` alone."""
+def _difference(own: dict[str, Any], everyone: list[dict[str, Any]]) -> str:
+    """The settings of which another group has another value, or none. A stage that it does not run shows in ``stages`` alone."""
 
     def comparable(name: str, other: dict[str, Any]) -> bool:
         return not name.startswith("stage") or name == "stages" or int(name[5]) in other["stages"]
@@ -131,7 +117,7 @@ def _apart(own: dict[str, Any], everyone: list[dict[str, Any]]) -> str:
     return "; ".join(f"{name} {value_text(own[name])}" for name in differing)
 
 
-def _letters() -> Any:
+def _letters() -> Iterator[str]:
     """A … Z, AA, AB, …"""
     for length in (1, 2, 3):
         yield from map("".join, product(string.ascii_uppercase, repeat=length))

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
@@ -13,8 +13,8 @@ from r2d2fast.report.groups import Group
 from r2d2fast.report.tables import Table, origin_table, results_table, runs_table, settings_table
 
 
-class Part(NamedTuple):
-    """What there is to show of a group."""
+class Section(NamedTuple):
+    """What the page shows of a group."""
 
     group: Group
     runs: Table
@@ -43,7 +43,7 @@ def make_page(groups: list[Group], left_out: list[str], load: LoadImages) -> str
         left_out=left_out,
         results=results_table(groups),
         overview=overview_figures(groups),
-        parts=[_part(group, load) for group in groups],
+        sections=[_section(group, load) for group in groups],
         style=_resource("style.css"),
     )
 
@@ -55,19 +55,16 @@ def make_markdown(groups: list[Group], left_out: list[str]) -> str:
 
 
 def heading(groups: list[Group]) -> str:
-    """How much there is."""
-    runs, finished = (sum(len(part) for part in parts) for parts in _counts(groups))
+    """How many runs there are."""
+    runs = sum(len(group.runs) for group in groups)
+    finished = sum(len(group.finished) for group in groups)
     return (
         f"{runs} run{'s' * (runs != 1)} of {len(groups)} configuration{'s' * (len(groups) != 1)}, {finished} finished"
     )
 
 
-def _counts(groups: list[Group]) -> Any:
-    return [group.runs for group in groups], [group.finished for group in groups]
-
-
-def _part(group: Group, load: LoadImages) -> Part:
-    return Part(
+def _section(group: Group, load: LoadImages) -> Section:
+    return Section(
         group,
         runs_table(group),
         error_figures(group),

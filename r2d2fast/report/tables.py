@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r2d2fast.report.groups import ERRORS, PSEUDO_LABELS, SECONDS, Group, results_of, value_text
+from r2d2fast.report.groups import COLUMNS, PSEUDO_LABELS, SECONDS, Group, results_of, value_text
 from r2d2fast.report.runs import Run
+from r2d2fast.tables import markdown, markdown_table, mean_std
 from r2d2fast.train.recipes import RECIPES, flags
 
 _EXPLANATION = (
@@ -22,17 +23,13 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """A pipe table, with its caption as a paragraph before it."""
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return (
-            "\n".join([_escaped(self.caption), "", *(f"| {' | '.join(map(_escaped, line))} |" for line in lines)])
-            + "\n"
-        )
+        """The table as Markdown, with its caption as a paragraph before it."""
+        return f"{markdown(self.caption)}\n\n{markdown_table(self.header, self.rows)}\n"
 
 
 def results_table(groups: list[Group]) -> Table:
     """A row for each configuration."""
-    names = [name for name in (*ERRORS, PSEUDO_LABELS, SECONDS) if any(name in group.results for group in groups)]
+    names = [name for name in COLUMNS if any(name in group.results for group in groups)]
     notes = [_EXPLANATION]
     if "D2 only" in names:
         notes.append("D2 only: stage 2 before its first reprediction.")
@@ -40,16 +37,16 @@ def results_table(groups: list[Group]) -> Table:
         notes.append("Pseudo-labels: error of what stage 2 has learned for the unlabelled samples.")
     rows = []
     for group in groups:
-        cells = {name: statistic.text(digits=0 if name == SECONDS else 2) for name, statistic in group.results.items()}
+        cells = [mean_std(group.results.get(name, []), digits=0 if name == SECONDS else 2) for name in names]
         counts = f"{len(group.finished)} of {len(group.runs)}"
         about = [group.title, str(group.settings["dataset"]), str(group.settings["num_labels"]), counts]
-        rows.append([*about, *(cells.get(name, "–") for name in names)])
+        rows.append([*about, *cells])
     return Table(" ".join(notes), ["configuration", "data set", "labels", "finished runs", *names], rows)
 
 
 def runs_table(group: Group) -> Table:
     """A row for each run; of one that is not finished, the last error that it has."""
-    names = [name for name in (*ERRORS, PSEUDO_LABELS, SECONDS) if name in group.results]
+    names = [name for name in COLUMNS if name in group.results]
     rows = []
     for run in group.runs:
         if run.results is None:
@@ -58,13 +55,13 @@ def runs_table(group: Group) -> Table:
         else:
             last, values = "", results_of(run)
             cells = [f"{values[name]:.{0 if name == SECONDS else 2}f}" for name in names]
-        whence = [str(run.config["seed"]), str(run.config["split_file"] or run.config["split"])]
-        rows.append([str(run.directory), *whence, f"{run.state}{last}", *cells])
+        numbers = [str(run.config["seed"]), str(run.config["split_file"] or run.config["split"])]
+        rows.append([str(run.directory), *numbers, f"{run.state}{last}", *cells])
     return Table("The runs, errors in percent", ["run", "seed", "split", "state", *names], rows)
 
 
 def settings_table(group: Group) -> Table:
-    """Every setting that the runs have in common, with its source."""
+    """Every setting that the runs have in common, and where its value is from."""
     rows = [[name, value_text(value), _source(group, name)] for name, value in group.settings.items()]
     return Table("Settings of these runs, by the names of their flags", ["setting", "value", "from"], rows)
 
@@ -99,10 +96,3 @@ def _source(group: Group, name: str) -> str:
     if value_text(group.settings[name]) == default_text:
         return source
     return f"command line; the recipe has {default_text} ({source})"
-
-
-def _escaped(text: str) -> str:
-    """What Markdown would read as the end of a cell, a line or the beginning of a tag."""
-    for character, instead in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("\n", " "), ("\r", " ")):
-        text = text.replace(character, instead)
-    return text

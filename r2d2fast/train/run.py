@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from r2d2fast.machine import describe_run, versions
 from r2d2fast.models import export_onnx, export_safetensors
 from r2d2fast.train.checkpoint import find_checkpoint, keep_good, load_tensors, read_values, save_checkpoint
 from r2d2fast.train.config import Config
@@ -22,7 +23,6 @@ from r2d2fast.train.pictures import draw_curves, draw_pseudo_labels
 from r2d2fast.train.preemption import Pauses
 from r2d2fast.train.profile import StepTracer
 from r2d2fast.train.progress import Reporter
-from r2d2fast.train.provenance import machine, versions
 from r2d2fast.train.pseudo_labels import Moment, save_pseudo_labels
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.sources import load_data
@@ -59,7 +59,10 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         if config.resume:
             _resume(trainer, directory, console)
         _train(trainer, directory, console)
-        results = summarize(config, trainer.rows) | {"machine": machine(ranks), "versions": versions()}
+        results = summarize(config, trainer.rows) | {
+            "machine": describe_run(ranks.device, ranks.count),
+            "versions": versions(),
+        }
         # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
         ranks.first(lambda: _finish(trainer, directory, results))
     return results

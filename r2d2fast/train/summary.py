@@ -1,11 +1,12 @@
 """What a run says when it is over."""
 
-import statistics
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from r2d2fast.tables import mean_std
 
 
 def print_errors(errors: dict[str, float], directory: Path, console: Console) -> None:
@@ -47,7 +48,7 @@ def print_runs(results: list[dict[str, Any]], console: Console) -> None:
     for place, run in enumerate(results):
         table.add_row(str(run["seed"]), str(run["split"]), *(f"{column[place]:.2f}" for column in columns))
     table.add_section()
-    table.add_row("mean ± std", "", *(f"{statistics.mean(c):.2f} ± {statistics.stdev(c):.2f}" for c in columns))
+    table.add_row("mean ± std", "", *map(mean_std, columns))
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""Both contestants make the same augmentations, and the table says which is faster."""
+"""Both make the same augmentations, and the table says which is faster."""
 
 import itertools
 
@@ -61,7 +61,7 @@ def test_the_command_prints_rates_ratios_and_verdicts(capsys, monkeypatch, targe
     monkeypatch.setattr(command, "SAMPLES", 256)
     monkeypatch.setattr(command, "TARGET", target)
     before = torch.get_num_threads()
-    command.main(["--images", "256", "--rounds", "2"])
+    command.main(images=256, rounds=2)
     assert torch.get_num_threads() == before
     printed = capsys.readouterr().out
     rates = [line for line in printed.splitlines() if OURS in line or THEIRS in line]

@@ -1,9 +1,9 @@
-"""The opponents do the same work as we do: otherwise their times would say nothing."""
+"""The baselines do the same work as we do: otherwise their times would say nothing."""
 
 import pytest
 import torch
 
-from bench.contestants import CONTESTANTS, contestants
+from bench.implementations import IMPLEMENTATIONS, implementations
 from bench.measure import prepare
 from bench.workload import ALPHA, BETA, LABEL_LR, Workload
 from r2d2fast import reference
@@ -13,7 +13,7 @@ BATCH, CLASSES, ROWS = 12, 10, 20
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """Of every contestant that computes: loss, gradient and bank after one step from the same beginning."""
+    """Of every implementation that computes: loss, gradient and bank after one step from the same beginning."""
     workload = Workload(BATCH, CLASSES, ROWS)
     start = workload.rows.clone()
     steps = prepare(workload)
@@ -29,7 +29,7 @@ def outcomes():
     return found
 
 
-@pytest.mark.parametrize("name", sorted(CONTESTANTS.keys() - {"e", "scalar"}))
+@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS.keys() - {"e", "scalar"}))
 @pytest.mark.parametrize("part", [0, 1, 2], ids=["loss", "gradient", "bank"])
 def test_same_step_as_the_definition(outcomes, name, part):
     actual, expected = outcomes[name][part], outcomes["reference"][part]
@@ -39,16 +39,16 @@ def test_same_step_as_the_definition(outcomes, name, part):
 def test_floor_reads_and_writes_the_same_places():
     workload = Workload(BATCH, CLASSES, ROWS)
     before, version = workload.rows.clone(), workload.rows._version
-    (gradient,) = CONTESTANTS["e"].prepare(workload)(next(workload.indices))
+    (gradient,) = IMPLEMENTATIONS["e"].prepare(workload)(next(workload.indices))
     assert torch.equal(gradient, workload.logits)
     assert gradient.data_ptr() != workload.logits.data_ptr()
     assert workload.rows._version > version
     assert torch.equal(workload.rows, before)
 
 
-def test_every_contestant_takes_part_where_overhead_rules_and_no_scalar_elsewhere():
-    assert contestants(10).keys() == CONTESTANTS.keys()
-    assert contestants(1000).keys() == CONTESTANTS.keys() - {"module", "scalar"}
+def test_every_implementation_takes_part_where_overhead_rules_and_no_scalar_elsewhere():
+    assert implementations(10).keys() == IMPLEMENTATIONS.keys()
+    assert implementations(1000).keys() == IMPLEMENTATIONS.keys() - {"module", "scalar"}
 
 
 def test_successive_steps_get_different_rows():

@@ -50,10 +50,10 @@ def test_a_decoder_that_is_not_installed_is_named_and_the_others_run(photographs
 
 def test_command(monkeypatch, capsys):
     monkeypatch.setattr(command, "DECODERS", {name: DECODERS[name] for name in (OURS, "pillow")})
-    command.main(["--images", "4", "--rounds", "2"])
+    command.main(images=4, rounds=2)
     printed = capsys.readouterr().out
     rows = [line for line in printed.splitlines() if line.startswith("| ")]
-    assert len(rows) == 4
+    assert len(rows) == 5
     assert sum("| packed " in row for row in rows) == 1
     assert "Pillow, torchvision v2 on images" in printed
     assert "short side 256, quality 90" in printed

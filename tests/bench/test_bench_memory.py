@@ -1,4 +1,4 @@
-"""No temporary of size B x N (rule 1), seen from outside the process's allocators."""
+"""A step makes one pass over memory: no temporary of size B x N, seen from outside the process's allocators."""
 
 import sys
 

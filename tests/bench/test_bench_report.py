@@ -1,4 +1,4 @@
-"""Ratios, verdicts, tables and the command."""
+"""Ratios, comparisons, tables and the command."""
 
 import json
 
@@ -7,46 +7,46 @@ import torch
 
 import bench.__main__ as command
 from bench import table
-from bench.measure import Section, torch_threads
-from bench.targets import judge
+from bench.measure import Timing, torch_threads
+from bench.targets import compare
 
 
-def section(threads, *, ours, eager, batch=1024, classes=1000):
-    return Section(batch, classes, threads, {"d2_step": ours, "a": eager})
+def timing(threads, *, ours, eager, batch=1024, classes=1000):
+    return Timing(batch, classes, threads, {"d2_step": ours, "a": eager})
 
 
 def test_ratio_is_the_median_within_rounds():
     # A slow spell in the third round hits both; the ratio of the medians would be 25.
-    one = section(1, ours=[1.0, 2.0, 4.0], eager=[10.0, 50.0, 40.0])
+    one = timing(1, ours=[1.0, 2.0, 4.0], eager=[10.0, 50.0, 40.0])
     assert one.ratio("d2_step", "a") == 10
 
 
 @pytest.mark.parametrize(("eager", "met"), [(8.4, False), (8.5, True)])
 def test_target_of_one_thread(eager, met):
-    (verdict,) = judge([section(1, ours=[1.0], eager=[eager])])
-    assert (verdict.target, verdict.met) == (8.5, met)
+    (comparison,) = compare([timing(1, ours=[1.0], eager=[eager])])
+    assert (comparison.target, comparison.met) == (8.5, met)
 
 
 @pytest.mark.parametrize(("eager", "met"), [(8.9, False), (9.0, True)])
 def test_target_of_two_threads_is_the_ratio_of_one(eager, met):
-    verdicts = judge([section(1, ours=[1.0], eager=[9.0]), section(2, ours=[1.0], eager=[eager])])
-    assert [(v.threads, v.target, v.met) for v in verdicts] == [(1, 8.5, True), (2, 9.0, met)]
+    comparisons = compare([timing(1, ours=[1.0], eager=[9.0]), timing(2, ours=[1.0], eager=[eager])])
+    assert [(v.threads, v.target, v.met) for v in comparisons] == [(1, 8.5, True), (2, 9.0, met)]
 
 
 def test_no_target_no_verdict():
-    (verdict,) = judge([section(1, ours=[1.0], eager=[9.0], batch=256)])
-    assert (verdict.target, verdict.met) == (None, None)
+    (comparison,) = compare([timing(1, ours=[1.0], eager=[9.0], batch=256)])
+    assert (comparison.target, comparison.met) == (None, None)
 
 
 def test_module_may_cost_half_as_much_again_as_a_scalar():
-    slow = Section(512, 10, 1, {"module": [1.6], "scalar": [1.0]})
-    fast = Section(512, 10, 1, {"module": [1.4], "scalar": [1.0]})
-    assert [judge([one])[0].met for one in (slow, fast)] == [False, True]
+    slow = Timing(512, 10, 1, {"module": [1.6], "scalar": [1.0]})
+    fast = Timing(512, 10, 1, {"module": [1.4], "scalar": [1.0]})
+    assert [compare([one])[0].met for one in (slow, fast)] == [False, True]
 
 
-def test_tables_state_rates_targets_and_verdicts():
-    sections = [section(1, ours=[1e-3], eager=[8e-3])]
-    row = table.times(sections).splitlines()[2]
+def test_tables_state_rates_targets_and_comparisons():
+    timings = [timing(1, ours=[1e-3], eager=[8e-3])]
+    row = table.times(timings).splitlines()[2]
     assert [cell.strip() for cell in row.split("|")[1:-1]] == [
         "1024 x 1000",
         "1",
@@ -55,13 +55,13 @@ def test_tables_state_rates_targets_and_verdicts():
         "0.98",
         "16.4",
     ]
-    row = table.comparisons(judge(sections)).splitlines()[2]
+    row = table.comparisons(compare(timings)).splitlines()[2]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells == ["1024 x 1000", "1", "d2_step", "(a) eager autograd", "8.00", "≥ 8.50", "**not met**"]
 
 
 def test_table_columns_line_up():
-    lines = table.times([section(1, ours=[1e-3], eager=[8e-3])]).splitlines()
+    lines = table.times([timing(1, ours=[1e-3], eager=[8e-3])]).splitlines()
     assert len({len(line) for line in lines}) == 1
 
 
@@ -81,14 +81,14 @@ def test_threads_are_restored():
 
 
 def test_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "QUICK", command.Plan(shapes=((12, 10),), threads=(1,), rounds=2, rows=20))
+    monkeypatch.setattr(command, "QUICK", command.Settings(shapes=((12, 10),), threads=(1,), rounds=2, rows=20))
     monkeypatch.setattr(command, "step_memory", lambda name: 1.0)
-    command.main(["--quick", "--json", str(tmp_path / "bench.json")])
+    command.main(quick=True, json=tmp_path / "bench.json")
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "bench.json").read_text())
     assert "(a) eager autograd" in printed
     assert f"- torch: {torch.__version__}" in printed
-    (one,) = result["sections"]
+    (one,) = result["timings"]
     assert {len(samples) for samples in one["seconds"].values()} == {2}
-    assert {c["opponent"] for c in result["comparisons"] if c["ours"] == "d2_step"} == set("abcde")
+    assert {c["baseline"] for c in result["comparisons"] if c["ours"] == "d2_step"} == set("abcde")
     assert result["memory"] == {"d2_step": 1.0, "module": 1.0}

@@ -69,16 +69,16 @@ def without_times(rows):
 def test_table_1_holds_what_its_runs_have_measured(table1):
     content = json.loads((table1 / "digits" / "table1.json").read_text())
     names = ["d2", "repeated", "repredicted", "lowered", "r2d2"]
-    assert [cell["row"][0] for cell in content["cells"]] == list("abcde")
-    for cell, name in zip(content["cells"], names, strict=True):
+    assert [row["title"][0] for row in content["rows"]] == list("abcde")
+    for row, name in zip(content["rows"], names, strict=True):
         runs = [results(table1 / "digits" / f"seed{seed}-split{seed}" / name) for seed in (0, 1)]
-        assert cell["test_error"]["runs"] == [one["test_error"] for one in runs]
-        assert cell["after_stage2"] == [one["stages"][0]["test_error"] for one in runs]
-        assert cell["test_error"]["difference"] is None
+        assert row["test_error"]["runs"] == [one["test_error"] for one in runs]
+        assert row["after_stage2"] == [one["stages"][0]["test_error"] for one in runs]
+        assert row["test_error"]["difference"] is None
     assert "paper, on cifar10" in (table1 / "digits" / "table1.md").read_text()
 
 
-def test_all_cells_are_the_same_run_up_to_the_first_reprediction(table1):
+def test_all_variants_are_the_same_run_up_to_the_first_reprediction(table1):
     first = {}
     for name in ("d2", "repeated", "repredicted", "lowered", "r2d2"):
         rows = [row for row in metrics(table1 / "digits/seed1-split1" / name) if row["stage"] == 2]
@@ -138,9 +138,9 @@ def test_labels_alone_all_labels_and_r2d2_with_splits(tmp_path):
     command = ["table7", *DIGITS, "--seeds", "5", "--splits", "2,3", "--run-dir", str(tmp_path)]
     assert cli.main(command) == 0
     content = json.loads((tmp_path / "digits/table7.json").read_text())
-    assert [cell["splits"] for cell in content["cells"]] == [[2, 3]] * 3
-    assert [cell["seeds"] for cell in content["cells"]] == [[5, 5]] * 3
-    alone, every, r2d2 = (cell["test_error"]["runs"] for cell in content["cells"])
+    assert [row["splits"] for row in content["rows"]] == [[2, 3]] * 3
+    assert [row["seeds"] for row in content["rows"]] == [[5, 5]] * 3
+    alone, every, r2d2 = (row["test_error"]["runs"] for row in content["rows"])
     assert results(tmp_path / "digits/seed5-split3/all-labels")["num_labels"] == 0
     # 1437 labels against 50, in four epochs.
     assert max(every) < min(alone)
@@ -169,8 +169,8 @@ def test_killed_and_resumed_a_table_ends_as_if_left_alone(start, table1, tmp_pat
         whole = table1 / "digits/seed0-split0" / name
         assert without_times(metrics(directory / "digits/seed0-split0" / name)) == without_times(metrics(whole))
     table, whole = (json.loads((path / "digits/table1.json").read_text()) for path in (directory, table1))
-    for cell, other in zip(table["cells"], whole["cells"], strict=True):
-        assert cell["test_error"]["runs"] == other["test_error"]["runs"][:1]
+    for row, other in zip(table["rows"], whole["rows"], strict=True):
+        assert row["test_error"]["runs"] == other["test_error"]["runs"][:1]
 
 
 # --- the dry run
@@ -227,8 +227,8 @@ def test_figure_2_from_8_by_8_pixels(tmp_path, capsys):
     dataset = load_dataset("digits", tmp_path, torch.device("cpu"), False)
     everything = torch.arange(1437)
     (images,) = dataset.train.batches([(everything, everything)], None, 0)
-    for name, cell in (("stage1", "lenet2d-stage1"), ("d2", "lenet2d-d2")):
-        network = tmp_path / "digits/seed0-split0" / cell / "network.safetensors"
+    for name, variant in (("stage1", "lenet2d-stage1"), ("d2", "lenet2d-d2")):
+        network = tmp_path / "digits/seed0-split0" / variant / "network.safetensors"
         model = make_model("lenet2d", 10, 1, 8, pretrained=network).eval()
         torch.testing.assert_close(torch.from_numpy(data[name]), model.features(images).detach(), rtol=1e-4, atol=1e-4)
     assert cli.main([*command, "--resume"]) == 0
@@ -274,7 +274,7 @@ def test_the_four_panels_show_labelled_and_all_samples_after_each_part():
         (["table1", "--seeds=-1"], "--seeds -1: must be different numbers, from 0 on"),
         (
             ["table1", "--dataset", "mnist"],
-            "table1 switches repredictions off and on, but the recipe of mnist has none",
+            "table1 compares with and without repredictions, but the recipe of mnist has none",
         ),
     ],
 )
@@ -299,7 +299,7 @@ def test_missing_data_is_named_with_what_belongs_there(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "numbers"),
+    ("flags", "repetitions"),
     [
         ([], [(0, 0), (1, 1), (2, 2)]),
         (["--seeds", "3,4"], [(3, 3), (4, 4)]),
@@ -309,18 +309,18 @@ def test_missing_data_is_named_with_what_belongs_there(tmp_path, capsys):
         (["--seeds", "3,4", "--splits", "1,0"], [(3, 1), (4, 0)]),
     ],
 )
-def test_seeds_and_splits(flags, numbers):
-    assert cli.parse(["table1", *flags]).numbers == numbers
+def test_seeds_and_splits(flags, repetitions):
+    assert cli.parse(["table1", *flags]).repetitions == repetitions
 
 
 def test_each_experiment_has_the_papers_data_set_unless_another_is_named():
-    bases = cli.parse(["all", "--alpha", "0.2"]).bases
-    assert {name: base.dataset for name, base in bases.items()} == {
+    configs = cli.parse(["all", "--alpha", "0.2"]).configs
+    assert {name: base.dataset for name, base in configs.items()} == {
         **{f"table{number}": "cifar10" for number in (1, 2, 3, 4, 7)},
         "table5": "imagenet",
         "table6": "cifar100",
         "table8": "svhn",
         "figure2": "mnist",
     }
-    assert {base.alpha for base in bases.values()} == {0.2}
-    assert {base.dataset for base in cli.parse(["all", "--dataset", "digits"]).bases.values()} == {"digits"}
+    assert {base.alpha for base in configs.values()} == {0.2}
+    assert {base.dataset for base in cli.parse(["all", "--dataset", "digits"]).configs.values()} == {"digits"}

@@ -3,8 +3,8 @@ import json
 import pytest
 from rich.console import Console
 
-from r2d2fast.experiments.cells import TABLES, Cell, Paper, Table
-from r2d2fast.experiments.results import Filled, Measured
+from r2d2fast.experiments.paper import TABLES, Paper, Table, Variant
+from r2d2fast.experiments.results import TableResults, VariantResults
 from r2d2fast.train.errors import TrainingError
 from r2d2fast.train.recipes import RECIPES
 
@@ -17,14 +17,14 @@ def result(seed, *errors, top5=None):
 
 
 def table(paper=Paper(6.0, 0.5)):  # noqa: B008
-    cells = [Cell("one", "first way", {"alpha": 0.2}, paper), Cell("two", "second way", {"alpha": 0.3})]
-    return Table("ways to train", "cifar10", lambda config: cells), cells
+    variants = [Variant("one", "first way", {"alpha": 0.2}, paper), Variant("two", "second way", {"alpha": 0.3})]
+    return Table("ways to train", "cifar10", lambda config: variants), variants
 
 
 def filled(results, dataset="cifar10", paper=Paper(6.0, 0.5)):  # noqa: B008
-    definition, cells = table(paper)
-    measured = [Measured(cell, of_cell) for cell, of_cell in zip(cells, results, strict=True)]
-    return Filled("table9", definition, dataset, 4000, measured)
+    definition, variants = table(paper)
+    measured = [VariantResults(variant, of_variant) for variant, of_variant in zip(variants, results, strict=True)]
+    return TableResults("table9", definition, dataset, 4000, measured)
 
 
 RESULTS = [[result(0, 8.0, 6.5), result(1, 9.0, 7.5)], [result(0, 5.0), result(1, 4.0)]]
@@ -32,7 +32,7 @@ RESULTS = [[result(0, 8.0, 6.5), result(1, 9.0, 7.5)], [result(0, 5.0), result(1
 
 def test_ours_beside_the_papers_and_the_difference():
     one = filled(RESULTS)
-    assert one.columns() == (
+    assert one.cells() == (
         ["", "after stage 2", "ours", "paper", "difference"],
         [
             ["first way", "8.50 ± 0.71", "7.00 ± 0.71", "6.00 ± 0.50", "+1.00"],
@@ -46,26 +46,26 @@ def test_ours_beside_the_papers_and_the_difference():
 
 
 def test_of_another_data_set_the_papers_are_for_orientation_and_there_is_no_difference():
-    headings, rows = filled(RESULTS, "digits").columns()
+    headings, rows = filled(RESULTS, "digits").cells()
     assert headings == ["", "after stage 2", "ours", "paper, on cifar10"]
     assert rows[0] == ["first way", "8.50 ± 0.71", "7.00 ± 0.71", "6.00 ± 0.50"]
 
 
 def test_one_seed_has_no_deviation():
-    headings, rows = filled([[result(0, 8.0)], [result(0, 5.0)]]).columns()
+    headings, rows = filled([[result(0, 8.0)], [result(0, 5.0)]]).cells()
     assert headings == ["", "ours", "paper", "difference"]
     assert rows == [["first way", "8.00", "6.00 ± 0.50", "+2.00"], ["second way", "5.00", "–", "–"]]
     assert "±" not in filled([[result(0, 8.0)], [result(0, 5.0)]]).title
 
 
 def test_seeds_that_are_their_splits_are_named_once():
-    of_cell = [result(seed, 8.0) | {"split": seed} for seed in (0, 3)]
-    assert filled([of_cell, of_cell]).title.endswith("seeds and splits 0, 3: mean ± standard deviation")
+    of_variant = [result(seed, 8.0) | {"split": seed} for seed in (0, 3)]
+    assert filled([of_variant, of_variant]).title.endswith("seeds and splits 0, 3: mean ± standard deviation")
 
 
 def test_top_5_errors_where_the_runs_have_them():
     results = [[result(0, 50.0, top5=25.0), result(1, 52.0, top5=26.0)], [result(0, 40.0, top5=20.0)] * 2]
-    headings, rows = filled(results, paper=Paper(52.0, None, 27.5)).columns()
+    headings, rows = filled(results, paper=Paper(52.0, None, 27.5)).cells()
     assert headings == [
         "",
         "ours top-1",
@@ -92,9 +92,9 @@ def test_markdown_and_json(tmp_path):
     lines = (tmp_path / "table9.md").read_text().splitlines()
     assert lines[0].startswith("Table 9: ways to train. ")
     assert lines[2:5] == [
-        "|  | after stage 2 | ours | paper | difference |",
-        "| --- | --- | --- | --- | --- |",
-        "| first way | 8.50 ± 0.71 | 7.00 ± 0.71 | 6.00 ± 0.50 | +1.00 |",
+        "|            | after stage 2 | ours        | paper       | difference |",
+        "| ---------- | ------------- | ----------- | ----------- | ---------- |",
+        "| first way  | 8.50 ± 0.71   | 7.00 ± 0.71 | 6.00 ± 0.50 | +1.00      |",
     ]
     content = json.loads((tmp_path / "table9.json").read_text())
     assert (content["table"], content["dataset"], content["paper_dataset"], content["labels"]) == (
@@ -103,7 +103,7 @@ def test_markdown_and_json(tmp_path):
         "cifar10",
         4000,
     )
-    first = content["cells"][0]
+    first = content["rows"][0]
     assert first["test_error"] == {
         "mean": 7.0,
         "std": pytest.approx(0.5**0.5),
@@ -111,14 +111,14 @@ def test_markdown_and_json(tmp_path):
         "difference": 1.0,
         "runs": [6.5, 7.5],
     }
-    assert (first["row"], first["switches"], first["after_stage2"]) == ("first way", {"alpha": 0.2}, [8.0, 9.0])
+    assert (first["title"], first["overrides"], first["after_stage2"]) == ("first way", {"alpha": 0.2}, [8.0, 9.0])
     assert (first["seeds"], first["splits"], first["seconds"]) == ([0, 1], [1, 2], 20.0)
-    assert content["cells"][1]["test_error"]["difference"] is None
+    assert content["rows"][1]["test_error"]["difference"] is None
 
 
 def test_json_of_another_data_set_has_no_difference(tmp_path):
     filled(RESULTS, "digits").write(tmp_path)
-    assert json.loads((tmp_path / "table9.json").read_text())["cells"][0]["test_error"]["difference"] is None
+    assert json.loads((tmp_path / "table9.json").read_text())["rows"][0]["test_error"]["difference"] is None
 
 
 def test_a_table_that_cannot_be_written_is_an_error_with_the_way_out(tmp_path):
@@ -129,7 +129,7 @@ def test_a_table_that_cannot_be_written_is_an_error_with_the_way_out(tmp_path):
 def test_every_table_of_the_paper_can_be_filled():
     for name, definition in TABLES.items():
         base = RECIPES[definition.dataset].config
-        cells = [Measured(cell, [result(0, 5.0)]) for cell in definition.cells(base)]
-        one = Filled(name, definition, definition.dataset, base.num_labels, cells)
-        assert len(one.columns()[1]) == len(cells)
+        variants = [VariantResults(variant, [result(0, 5.0)]) for variant in definition.variants(base)]
+        one = TableResults(name, definition, definition.dataset, base.num_labels, variants)
+        assert len(one.cells()[1]) == len(variants)
         assert one.title.startswith(f"Table {name[-1]}: ")

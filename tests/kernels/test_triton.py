@@ -9,7 +9,7 @@ import torch
 from r2d2fast import FusedD2Loss, d2_step, reference
 from r2d2fast._backends import triton
 from r2d2fast._backends.common import Step
-from tests.cases import CLASS_LOSSES, make_bank
+from tests.cases import CLASS_LOSSES, make_bank, slow_but
 
 if problem := triton.why_not(torch.zeros(1, 2), torch.zeros(1, 2)):
     pytest.skip(problem, allow_module_level=True)
@@ -112,7 +112,7 @@ def test_a_scalar_that_is_not_finite_harms_no_row(classes, name, bad):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("classes", [16, 104, LONG, LONG + 5])
+@pytest.mark.parametrize("classes", slow_but([16, 104, LONG, LONG + 5], [16, LONG]))
 def test_random_bits_are_the_definition_s(classes, dtype):
     """Eight elements share one computation where N is a multiple of 8; long rows go on counting from piece to piece."""
     rows = 60 if classes < 1000 else 4

@@ -49,8 +49,8 @@ def test_the_samples_that_changed_most_and_the_surest_mistakes(group):
     assert [item.name for item in made.mistakes] == ["image 5", "image 3"]
     assert [item.truth for item in made.changed] == ["one", "two", "two", "zero", None]
     assert [item.right for item in made.changed] == [True, True, False, False, None]
-    assert made.changed[0].trail == "two (90 … 50 %) → one (75 %)"
-    assert made.changed[2].trail == "two (40 %) → one (50 … 95 %)"
+    assert made.changed[0].history == "two (90 … 50 %) → one (75 %)"
+    assert made.changed[2].history == "two (40 %) → one (50 … 95 %)"
     assert made.missing == ""
     assert made.summary == (
         "5 of 5 pseudo-labels changed their class between the first prediction and the end of stage 2 "

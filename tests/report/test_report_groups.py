@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from made_runs import make_run, rows
 
-from r2d2fast.report.groups import Statistic, make_groups, value_text
+from r2d2fast.report.groups import make_groups, value_text
 from r2d2fast.report.runs import read_run
 
 
@@ -62,7 +62,7 @@ def test_runs_from_the_stage_1_of_others_are_one_group_whichever_network_each_ha
     runs = [run(stages | {"pretrained": f"stage1-{seed}.safetensors", "seed": seed}) for seed in (0, 1)]
     assert len(make_groups(runs)) == 1
     whole = [run({"pretrained": name}) for name in ("one", "other")]
-    assert [group.apart for group in make_groups(whole)] == ["pretrained one", "pretrained other"]
+    assert [group.difference for group in make_groups(whole)] == ["pretrained one", "pretrained other"]
 
 
 def test_a_setting_that_older_runs_did_not_have_sets_them_apart(run):
@@ -74,20 +74,6 @@ def test_a_setting_that_older_runs_did_not_have_sets_them_apart(run):
 def test_there_are_letters_for_any_number_of_groups(run):
     groups = make_groups([run({"alpha": float(number)}) for number in range(28)])
     assert [group.letter for group in groups][-3:] == ["Z", "AA", "AB"]
-
-
-@pytest.mark.parametrize("count", [2, 3, 7])
-def test_mean_and_sample_deviation(count):
-    values = np.random.default_rng(count).uniform(0, 100, count)
-    mean, std = Statistic.of(values.tolist())
-    assert mean == pytest.approx(values.mean(), rel=1e-12)
-    assert std == pytest.approx(values.std(ddof=1), rel=1e-12)
-    assert Statistic.of(values.tolist()).text() == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
-
-
-def test_one_run_has_no_deviation():
-    assert Statistic.of([3.0]) == (3.0, None)
-    assert Statistic.of([3.0]).text() == "3.00"
 
 
 def test_results_are_those_of_the_last_epochs_of_finished_runs(run):
@@ -109,7 +95,7 @@ def test_results_are_those_of_the_last_epochs_of_finished_runs(run):
     }
     assert list(group.results) == list(expected)
     for name, values in expected.items():
-        assert group.results[name] == pytest.approx((values.mean(), values.std(ddof=1)))
+        assert group.results[name] == values.tolist()
 
 
 @pytest.mark.parametrize("settings", [{"stage2.repredict_epochs": []}, {"stage2.repredict": False}])
@@ -123,7 +109,7 @@ def test_top_5_errors_are_shown_where_there_are_any(run):
     for number, entry in enumerate(made.results["stages"]):
         entry["test_error_top5"] = 1.0 + number
     (group,) = make_groups([made])
-    tops = {name: mean for name, (mean, _) in group.results.items() if "top-5" in name}
+    tops = {name: value for name, (value,) in group.results.items() if "top-5" in name}
     assert tops == {"stage 1, top-5": 1.0, "stage 2, top-5": 2.0, "stage 3, top-5": 3.0}
 
 

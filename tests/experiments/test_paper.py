@@ -1,12 +1,12 @@
-"""The cells against DESIGN.md, section 6, written out by hand."""
+"""The variants of every table and the paper's figures for them, written out by hand."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from r2d2fast.experiments.cells import TABLES, Paper, changed, figure2_cells
-from r2d2fast.experiments.plan import Place
+from r2d2fast.experiments.paper import TABLES, Paper, figure2_variants, override
+from r2d2fast.experiments.runs import Repetition
 from r2d2fast.train.checks import check_schedule
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.recipes import RECIPES, flags
@@ -57,28 +57,28 @@ COMPARISONS = {
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_what_the_cells_of_the_ablation_set_and_what_the_paper_has_there(name):
+def test_what_the_variants_of_the_ablation_set_and_what_the_paper_has_there(name):
     assert TABLES[name].dataset == "cifar10"
-    cells = TABLES[name].cells(CIFAR10)
-    assert [cell.name for cell in cells] == list(ABLATIONS[name])
-    for cell, (switches, error) in zip(cells, ABLATIONS[name].values(), strict=True):
-        assert cell.switches == FROM_STAGE_1 | switches
-        assert cell.paper == Paper(error)
-        assert cell.start is not None
-        assert (cell.start.name, cell.start.switches) == ("stage1", {"stages": (1,)})
+    variants = TABLES[name].variants(CIFAR10)
+    assert [variant.name for variant in variants] == list(ABLATIONS[name])
+    for variant, (overrides, error) in zip(variants, ABLATIONS[name].values(), strict=True):
+        assert variant.overrides == FROM_STAGE_1 | overrides
+        assert variant.paper == Paper(error)
+        assert variant.start is not None
+        assert (variant.start.name, variant.start.overrides) == ("stage1", {"stages": (1,)})
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_what_the_other_tables_compare(name):
     dataset, labels_alone, r2d2 = COMPARISONS[name]
     assert TABLES[name].dataset == dataset
-    cells = TABLES[name].cells(RECIPES[dataset].config)
-    assert [(cell.row, cell.switches, cell.paper) for cell in cells] == [
+    variants = TABLES[name].variants(RECIPES[dataset].config)
+    assert [(variant.title, variant.overrides, variant.paper) for variant in variants] == [
         ("labels alone", {"stages": (1,)}, labels_alone),
         ("all labels", {"stages": (1,), "num_labels": 0}, Paper(None, None, None)),
         ("R2-D2", {"stages": (2, 3)}, r2d2),
     ]
-    assert [cell.start and cell.start.name for cell in cells] == [None, None, "stage1"]
+    assert [variant.start and variant.start.name for variant in variants] == [None, None, "stage1"]
 
 
 def test_there_are_the_tables_1_to_8():
@@ -87,12 +87,12 @@ def test_there_are_the_tables_1_to_8():
 
 def test_predictions_and_learning_rates_of_table_1():
     seen = {}
-    for cell in TABLES["table1"].cells(CIFAR10):
-        config = replace(changed(CIFAR10, cell.switches), pretrained=Path("stage1.safetensors"))
+    for variant in TABLES["table1"].variants(CIFAR10):
+        config = replace(override(CIFAR10, variant.overrides), pretrained=Path("stage1.safetensors"))
         check_schedule(config, 4000, 46_000, 1)
         stage2 = [epoch for epoch in make_schedule(config, 4000, 46_000) if epoch.stage == 2]
         assert len(make_schedule(config, 4000, 46_000)) == len(stage2) + 50
-        seen[cell.row[0]] = ([e.epoch for e in stage2 if e.predicts], [e.lr(0) for e in stage2])
+        seen[variant.title[0]] = ([e.epoch for e in stage2 if e.predicts], [e.lr(0) for e in stage2])
     all_epochs, falling = [0.12] * 600, [0.12] * 375 + [0.08] * 75 + [0.04] * 75 + [0.004] * 75
     assert seen == {
         "a": ([0], [0.12] * 300),
@@ -103,8 +103,8 @@ def test_predictions_and_learning_rates_of_table_1():
     }
 
 
-def test_switches_change_what_they_name_and_nothing_else():
-    config = changed(CIFAR10, {"alpha": 0.5, "stage2.lrs": (1.0,), "stage2.epochs": 7, "stages": (1,)})
+def test_overrides_change_what_they_name_and_nothing_else():
+    config = override(CIFAR10, {"alpha": 0.5, "stage2.lrs": (1.0,), "stage2.epochs": 7, "stages": (1,)})
     before, after = flags(CIFAR10), flags(config)
     assert {name: value for name, value in after.items() if value != before[name]} == {
         "alpha": 0.5,
@@ -116,15 +116,15 @@ def test_switches_change_what_they_name_and_nothing_else():
 
 def test_table_1_needs_repredictions():
     with pytest.raises(ConfigError, match=r"table1 .* the recipe of mnist has none: give --stage2\.epochs"):
-        TABLES["table1"].cells(RECIPES["mnist"].config)
+        TABLES["table1"].variants(RECIPES["mnist"].config)
 
 
 @pytest.mark.parametrize(("dataset", "epochs", "lr"), [("mnist", 30, 0.05), ("digits", 60, 0.12)])
 def test_figure_2_is_stage_1_and_d2_alone_of_the_network_with_two_features(dataset, epochs, lr):
-    stage1, d2 = figure2_cells(RECIPES[dataset].config)
-    assert stage1.switches == {"backbone": "lenet2d", "stages": (1,)}
+    stage1, d2 = figure2_variants(RECIPES[dataset].config)
+    assert stage1.overrides == {"backbone": "lenet2d", "stages": (1,)}
     assert d2.start is stage1
-    assert d2.switches == {
+    assert d2.overrides == {
         "backbone": "lenet2d",
         "stages": (2,),
         "stage2.epochs": epochs,
@@ -136,14 +136,14 @@ def test_figure_2_is_stage_1_and_d2_alone_of_the_network_with_two_features(datas
 # --- the runs
 
 
-def place(seed=0, split=0, base=CIFAR10):
-    return Place(Path("all/cifar10"), base, seed, split)
+def repetition(seed=0, split=0, base=CIFAR10):
+    return Repetition(Path("all/cifar10"), base, seed, split)
 
 
 def test_the_ablation_takes_sixteen_runs_a_seed_of_which_one_is_stage_1_and_one_r2d2():
-    cells = [cell for name in ABLATIONS for cell in TABLES[name].cells(CIFAR10)]
-    assert len(cells) == 18
-    runs = place(3, 1).runs(cells)
+    variants = [variant for name in ABLATIONS for variant in TABLES[name].variants(CIFAR10)]
+    assert len(variants) == 18
+    runs = repetition(3, 1).runs(variants)
     names = ["stage1", "d2", "repeated", "repredicted", "lowered", "r2d2"]
     names += [
         "alpha0.2",
@@ -164,20 +164,20 @@ def test_the_ablation_takes_sixteen_runs_a_seed_of_which_one_is_stage_1_and_one_
     assert [run.config.pretrained for run in runs] == [None] + [stage1] * 15
 
 
-def test_cells_of_one_directory_have_one_configuration():
+def test_variants_of_one_directory_have_one_configuration():
     base = replace(CIFAR10, alpha=0.3)
     seen = {}
     for name in TABLES:
-        for cell in TABLES[name].cells(base):
-            run = place(base=base).run(cell)
+        for variant in TABLES[name].variants(base):
+            run = repetition(base=base).run(variant)
             assert seen.setdefault(run.directory, run.config) == run.config
     # The command line's own alpha is R2-D2's now, and the recipe's has a directory.
-    assert place(base=base).run(TABLES["table2"].cells(base)[2]).directory.name == "r2d2"
-    assert place(base=base).run(TABLES["table2"].cells(base)[0]).directory.name == "alpha0.1"
+    assert repetition(base=base).run(TABLES["table2"].variants(base)[2]).directory.name == "r2d2"
+    assert repetition(base=base).run(TABLES["table2"].variants(base)[0]).directory.name == "alpha0.1"
 
 
 def test_the_tables_of_one_data_set_share_stage_1_and_r2d2_with_the_ablation():
-    runs = place().runs(TABLES["table7"].cells(CIFAR10))
+    runs = repetition().runs(TABLES["table7"].variants(CIFAR10))
     assert [run.directory.name for run in runs] == ["stage1", "all-labels", "r2d2"]
     assert [run.config.num_labels for run in runs] == [4000, 0, 4000]
-    assert runs[2] == place().run(TABLES["table1"].cells(CIFAR10)[4])
+    assert runs[2] == repetition().run(TABLES["table1"].variants(CIFAR10)[4])

@@ -1,4 +1,4 @@
-"""Everything that is timed, by name."""
+"""Everything that is timed: the fused step, the baselines, and what autograd itself costs."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from bench.workload import ALPHA, BETA, LABEL_LR, Step, Workload
 from r2d2fast import FusedD2Loss, d2_step
 
 
-class Contestant(NamedTuple):
+class Implementation(NamedTuple):
     description: str
     prepare: Callable[[Workload], Step]
     only_classes: int | None = None  # timed at this N alone: where call overhead rules
@@ -46,18 +46,18 @@ def scalar_backward(workload: Workload) -> Step:
     return step
 
 
-CONTESTANTS = {
-    "d2_step": Contestant("r2d2fast.d2_step", fused_step),
-    "module": Contestant("FusedD2Loss, forward and backward", fused_module, only_classes=10),
-    "a": Contestant("eager autograd", baselines.eager_autograd),
-    "b": Contestant("autograd under torch.compile", baselines.compiled_autograd),
-    "c": Contestant("closed form under torch.compile", baselines.compiled_closed_form),
-    "d": Contestant("bank as a CPU parameter, own autograd function", baselines.parameter_bank),
-    "e": Contestant("floor: only moving the same bytes", baselines.copies),
-    "scalar": Contestant("(y * 1.0).backward() on a scalar", scalar_backward, only_classes=10),
+IMPLEMENTATIONS = {
+    "d2_step": Implementation("r2d2fast.d2_step", fused_step),
+    "module": Implementation("FusedD2Loss, forward and backward", fused_module, only_classes=10),
+    "a": Implementation("eager autograd", baselines.eager_autograd),
+    "b": Implementation("autograd under torch.compile", baselines.compiled_autograd),
+    "c": Implementation("closed form under torch.compile", baselines.compiled_closed_form),
+    "d": Implementation("bank as a CPU parameter, own autograd function", baselines.parameter_bank),
+    "e": Implementation("floor: only moving the same bytes", baselines.copies),
+    "scalar": Implementation("(y * 1.0).backward() on a scalar", scalar_backward, only_classes=10),
 }
 
 
-def contestants(classes: int) -> dict[str, Contestant]:
-    """Those timed at this number of classes, in the order of their turns."""
-    return {name: one for name, one in CONTESTANTS.items() if one.only_classes in (None, classes)}
+def implementations(classes: int) -> dict[str, Implementation]:
+    """Those that are timed at this number of classes, in the order of their turns."""
+    return {name: one for name, one in IMPLEMENTATIONS.items() if one.only_classes in (None, classes)}
