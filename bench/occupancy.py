@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import tyro
 
-from r2d2fast.machine import find_cuda_tool
+from r2d2fast.cuda_toolkit import find_cuda_tool
 from r2d2fast.tables import markdown_table
 
 WARP = 32
