@@ -20,7 +20,7 @@ from r2d2fast.data import pack as packing
 from r2d2fast.tables import markdown_table
 
 TARGET = 2.0
-"""Times as many images a second from the packed copy."""
+"""The project's own target: times as many images a second from the packed copy."""
 OURS = "r2d2fast"
 
 
@@ -38,7 +38,7 @@ def measure(runs: dict[str, Run], images: int, rounds: int) -> dict[str, list[fl
 
 
 def prepare(folders: dict[str, Path]) -> tuple[dict[str, Run], dict[str, str]]:
-    """What can run, by decoder and folder, and why the others cannot. Only we read packed folders."""
+    """The decoders that are installed, by name and folder, and why the others cannot run. Only ours reads packed folders."""
     runs: dict[str, Run] = {}
     absent: dict[str, str] = {}
     for name, decoder in DECODERS.items():

@@ -29,7 +29,7 @@ FASTER_THAN_PLAIN = 1.5
 
 
 def digits() -> Trainer:
-    """The recipe of the digits."""
+    """A trainer with the recipe of the digits."""
     dataset = load_dataset("digits", Path(), CPU, False)
     return _trainer(RECIPES["digits"].config, dataset)
 
@@ -64,7 +64,7 @@ def _split(labels: torch.Tensor, labelled: int) -> torch.Tensor:
 
 
 def _trainer(config: Config, dataset: Dataset) -> Trainer:
-    """At the beginning of stage 2, with a tenth of the samples labelled, the first ones."""
+    """A trainer at the beginning of stage 2, with the first tenth of the samples labelled."""
     labels = _split(dataset.train_labels, len(dataset.train) // 10)
     trainer = Trainer(replace(config, split=0, log_interval=50), dataset, labels, Ranks())
     trainer.go_to(next(place for place, epoch in enumerate(trainer.schedule) if epoch.stage == 2))
@@ -72,7 +72,7 @@ def _trainer(config: Config, dataset: Dataset) -> Trainer:
 
 
 def steps_of(trainer: Trainer, count: int) -> Callable[[], None]:
-    """So many steps of stage 2, metrics read at their end."""
+    """A function that takes ``count`` steps of stage 2 and reads the metrics at their end."""
     place = len(trainer.rows)
 
     def run() -> None:
@@ -99,7 +99,7 @@ def share_outside(trainer: Trainer, count: int, rounds: int) -> float:
 
 
 def share_of_plain(loop: PlainLoop, count: int, rounds: int) -> float:
-    """The same of the plain loop."""
+    """The same share for the plain loop."""
     loop.run(2)
     shares = []
     for _ in range(rounds):
@@ -110,7 +110,7 @@ def share_of_plain(loop: PlainLoop, count: int, rounds: int) -> float:
 
 
 def times_as_fast(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> float:
-    """Median over rounds, in turn."""
+    """How many times as long theirs takes: the median over rounds, in which both take turns."""
     ratios = []
     for _ in range(rounds + 1):
         seconds = []
