@@ -48,7 +48,9 @@ def error_figures(group: Group) -> list[Figure]:
             y_range = (min(values), max(values))
             chart = Chart(title, series, "epochs", log=True, marks=marks, y_range=y_range)
             figures.append(
-                Figure(chart.svg(), f"{_capital(title)}. Error in percent, logarithmic{_legend(group, marks)}")
+                Figure(
+                    chart.svg(), f"{title[0].upper() + title[1:]}. Error in percent, logarithmic{_legend(group, marks)}"
+                )
             )
     return figures
 
@@ -143,7 +145,3 @@ def _marks(group: Group, stage: int) -> list[float]:
 def _legend(group: Group, marks: list[float]) -> str:
     several = "; thick: mean of the runs, thin: each of them" if len(group.runs) > 1 else ""
     return f"{several}{'; R: reprediction' if marks else ''}."
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

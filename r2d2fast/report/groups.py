@@ -75,7 +75,9 @@ def make_groups(runs: list[Run]) -> list[Group]:
     """The groups, in the order of their first runs."""
     grouped: dict[str, list[Run]] = {}
     for run in runs:
-        grouped.setdefault(_key(run), []).append(run)
+        # Image folders are told apart by their classes, because their path may change and is not among the settings.
+        key = json.dumps([_settings(run), sorted(run.classes)], sort_keys=True)
+        grouped.setdefault(key, []).append(run)
     settings = [_settings(members[0]) for members in grouped.values()]
     return [
         Group(letter, members, own, _difference(own, settings))
@@ -98,11 +100,6 @@ def _settings(run: Run) -> dict[str, Any]:
         # It starts with the network of another run's stage 1, which differs from seed to seed.
         settings["pretrained"] = "stage 1 of another run"
     return settings
-
-
-def _key(run: Run) -> str:
-    # Image folders are told apart by their classes, because their path may change and is not among the settings.
-    return json.dumps([_settings(run), sorted(run.classes)], sort_keys=True)
 
 
 def _difference(own: dict[str, Any], everyone: list[dict[str, Any]]) -> str:

@@ -43,7 +43,18 @@ def make_page(groups: list[Group], left_out: list[str], load: LoadImages) -> str
         left_out=left_out,
         results=results_table(groups),
         overview=overview_figures(groups),
-        sections=[_section(group, load) for group in groups],
+        sections=[
+            Section(
+                group,
+                runs_table(group),
+                error_figures(group),
+                pseudo_label_figures(group),
+                make_gallery(group, load),
+                origin_table(group),
+                settings_table(group),
+            )
+            for group in groups
+        ],
         style=_resource("style.css"),
     )
 
@@ -60,18 +71,6 @@ def heading(groups: list[Group]) -> str:
     finished = sum(len(group.finished) for group in groups)
     return (
         f"{runs} run{'s' * (runs != 1)} of {len(groups)} configuration{'s' * (len(groups) != 1)}, {finished} finished"
-    )
-
-
-def _section(group: Group, load: LoadImages) -> Section:
-    return Section(
-        group,
-        runs_table(group),
-        error_figures(group),
-        pseudo_label_figures(group),
-        make_gallery(group, load),
-        origin_table(group),
-        settings_table(group),
     )
 
 
