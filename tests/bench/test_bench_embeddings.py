@@ -36,6 +36,7 @@ def test_every_estimator_learns_from_fifty_labels(folder, name):
     assert fit_here(folder, name, labels=50, seed=1).unlabelled_error != found.unlabelled_error
 
 
+@pytest.mark.slow
 def test_the_command_fits_in_processes_of_their_own_and_writes_all_of_it(folder, tmp_path, capsys):
     names = ("LogisticRegression",)
     command.main(folder, labels=(50,), seeds=(0,), estimators=names, json=tmp_path / "fits.json")
