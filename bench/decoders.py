@@ -16,8 +16,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from r2d2fast.data.dali import dali_batches
-from r2d2fast.data.dataset import Augmentation
+from r2d2fast.data.dataset import Augmentation, Images
 from r2d2fast.data.folder import load_folder
+from r2d2fast.data.order import Batch
 from r2d2fast.data.photographs import PhotographOptions
 from r2d2fast.data.views import RANDOM_NUMBERS, random_crop
 
@@ -172,18 +173,23 @@ def _dali(root: Path) -> Run:
 
 def _ours(root: Path) -> Run:
     images: Any = load_folder(root, torch.device("cpu")).train
-    batch = torch.arange(len(images))
+    batch = _every_image(images)
     # The conversion to float32 is left out, because the training device does it.
     load = images.loading(AUGMENTATION, 0)
-    return lambda: load(batch, batch)
+    return lambda: load(batch)
+
+
+def _every_image(images: Images) -> Batch:
+    numbers = torch.arange(len(images))
+    return Batch(numbers, numbers, len(numbers))
 
 
 def _ours_by_dali(root: Path) -> Run:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images: Any = load_folder(root, device, PhotographOptions(decoder="dali")).train
-    batch = torch.arange(len(images))
+    batch = _every_image(images)
     load = images.loading(AUGMENTATION, 0)
-    return lambda: [shown.cpu() for shown, _ in dali_batches(load, [(batch, batch)], device)]
+    return lambda: [shown.cpu() for shown, _ in dali_batches(load, [batch], device)]
 
 
 DECODERS = {

@@ -64,10 +64,8 @@ def measure(folder: Path) -> None:
     print(f"bank: {one.bank.nbytes / 1e9:.2f} GB; limit: {limit}", flush=True)
     for name, action in {
         "prediction of all rows": one.predict,
-        f"{STEPS} steps": lambda: one.train(
-            one.schedule[200], list(one.order(one.schedule[200]))[:STEPS], lambda: None
-        ),
-        "hard labels": one.hard_labels,
+        f"{STEPS} steps": lambda: one.train(one.batches()[:STEPS]),
+        "hard labels": lambda: one.ownership.hard_labels(one.bank),
         "checkpoint": lambda: save_checkpoint(folder, one.tensors(), one.values(), one.ranks),
     }.items():
         began = time.perf_counter()

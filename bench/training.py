@@ -67,18 +67,17 @@ def _trainer(config: Config, dataset: Dataset) -> Trainer:
     """A trainer at the beginning of stage 2, with the first tenth of the samples labelled."""
     labels = _split(dataset.train_labels, len(dataset.train) // 10)
     trainer = Trainer(replace(config, split=0, log_interval=50), dataset, labels, Ranks())
-    trainer.go_to(next(place for place, epoch in enumerate(trainer.schedule) if epoch.stage == 2))
+    trainer.go_to(next(number for number, epoch in enumerate(trainer.schedule) if epoch.stage == 2))
     return trainer
 
 
 def steps_of(trainer: Trainer, count: int) -> Callable[[], None]:
     """A function that takes ``count`` steps of stage 2 and reads the metrics at their end."""
-    place = len(trainer.rows)
+    epoch = trainer.position.epoch
 
     def run() -> None:
-        trainer.go_to(place)
-        epoch = trainer.schedule[place]
-        trainer.train(epoch, list(trainer.order(epoch))[:count], lambda: None)
+        trainer.go_to(epoch)
+        trainer.train(trainer.batches()[:count])
         trainer.d2_loss.read_statistics()
 
     return run
@@ -92,7 +91,7 @@ def share_outside(trainer: Trainer, count: int, rounds: int) -> float:
     for _ in range(rounds):
         began = time.perf_counter()
         run()
-        share = trainer.outside_network(time.perf_counter() - began)
+        share = trainer.stopwatch.share_outside(time.perf_counter() - began)
         assert share is not None
         shares.append(share)
     return statistics.median(shares)

@@ -7,7 +7,7 @@ Pixels are the CPU's within 1 of 255, but for a view's outermost ones: where the
 the border, and PyTorch goes without.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from r2d2fast.data.dataset import Order
 from r2d2fast.data.decode import BadImageError, jpeg_header
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.loading import load_batches
+from r2d2fast.data.order import Batch
 from r2d2fast.data.photographs import Load
 from r2d2fast.data.views import View
 
@@ -57,14 +57,14 @@ class _Read:
 
     load: Load
 
-    def __call__(self, index: Tensor, draws: Tensor) -> _Encoded:
+    def __call__(self, batch: Batch) -> _Encoded:
         load = self.load
         files: list[np.ndarray] = []
         views: list[View] = []
         places: list[int] = []
-        others = load.empty(len(index))
+        others = load.empty(len(batch.samples))
         failures: list[Exception] = []
-        for place, (sample, numbers) in enumerate(zip(index.tolist(), load.numbers(draws), strict=True)):
+        for place, (sample, numbers) in enumerate(zip(batch.samples.tolist(), load.numbers(batch), strict=True)):
             try:
                 data = load.files.read(sample)
                 shape = _shape_for_dali(data)
@@ -76,7 +76,7 @@ class _Read:
                     places.append(place)
             except (BadImageError, OSError) as error:
                 failures.append(error)
-        rest = sorted(set(range(len(index))).difference(places))
+        rest = sorted(set(range(len(batch.samples))).difference(places))
         return _Encoded(
             torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *files])),
             torch.tensor([len(file) for file in files], dtype=torch.int64).cumsum(0),
@@ -170,9 +170,9 @@ class _Decoder:
         self._new_pipeline = partial(_Pipeline, largest, device, max(1, load.options.workers))
         self._device = device
         self._pipeline: _Pipeline | None = None
-        self._begun: tuple[tuple[Tensor, Tensor], _Encoded] | None = None
+        self._begun: tuple[Batch, _Encoded] | None = None
 
-    def begin(self, batch: tuple[Tensor, Tensor], encoded: _Encoded) -> None:
+    def begin(self, batch: Batch, encoded: _Encoded) -> None:
         """Begin with a batch, of which the loader has made ``encoded``. The one before has been finished."""
         self._begun = batch, encoded
         if len(encoded.ends):
@@ -200,8 +200,8 @@ class _Decoder:
             images = torch.cat([views, images])[encoded.order.to(self._device)] if len(images) else views
         return images, encoded.failures
 
-    def _by_cpu(self, batch: tuple[Tensor, Tensor], error: Exception) -> tuple[Tensor, list[Exception]]:
-        images, failures = self._load(*batch)
+    def _by_cpu(self, batch: Batch, error: Exception) -> tuple[Tensor, list[Exception]]:
+        images, failures = self._load(batch)
         if not failures:
             raise DataError(
                 f"DALI failed at images that the CPU can decode; --resume --decoder cpu goes on without it. {error}"
@@ -223,7 +223,7 @@ def require_dali() -> None:
         ) from error
 
 
-def dali_batches(load: Load, order: Order, device: torch.device) -> Iterator[tuple[Tensor, list[Exception]]]:
+def dali_batches(load: Load, order: Sequence[Batch], device: torch.device) -> Iterator[tuple[Tensor, list[Exception]]]:
     """Each batch of ``order``: its images, uint8 ``[B, 3, size, size]``, channels last, on ``device``, and what went wrong.
 
     A file that DALI cannot decode ends its pipeline. Its batch is then decoded by the CPU, which knows what is wrong with which
@@ -231,7 +231,7 @@ def dali_batches(load: Load, order: Order, device: torch.device) -> Iterator[tup
 
     Raises DataError if DALI cannot work, or fails at a batch that the CPU can decode.
     """
-    decoder = _Decoder(load, max((len(index) for index, _ in order), default=1), device)
+    decoder = _Decoder(load, max((len(batch.samples) for batch in order), default=1), device)
     for batch, encoded in zip(order, load_batches(_Read(load), order, load.options.workers), strict=True):
         done = decoder.finish()
         decoder.begin(batch, encoded)

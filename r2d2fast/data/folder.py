@@ -1,16 +1,17 @@
 """Photographs in folders, of their own sizes, decoded while training goes on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from r2d2fast.data.dali import dali_batches, require_dali
-from r2d2fast.data.dataset import Augmentation, Dataset, Order
+from r2d2fast.data.dataset import Augmentation, Dataset
 from r2d2fast.data.decode import BadImageError
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.loading import load_batches
+from r2d2fast.data.order import Batch
 from r2d2fast.data.packed import is_packed, open_packed
 from r2d2fast.data.photographs import MEAN, STD, Load, PhotographOptions
 from r2d2fast.data.tree import TESTS, TRAIN, Files, read_tree
@@ -52,7 +53,7 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.files)
 
-    def batches(self, order: Order, augmentation: Augmentation | None, seed: int) -> Iterator[Tensor]:
+    def batches(self, order: Sequence[Batch], augmentation: Augmentation | None, seed: int) -> Iterator[Tensor]:
         """See ``Images.batches``. Raises ValueError for shifts or a cutout, which photographs do not have; while it goes on
         BadImageError, OSError for a file that cannot be read, LoaderError for a loader process that died."""
         if augmentation is not None and (augmentation.translate or augmentation.cutout):
@@ -66,7 +67,7 @@ class FolderImages:
         """What loader processes call for each batch, where the CPU decodes."""
         return Load(self.files, self._options, augmentation, seed)
 
-    def _batches(self, load: Load, order: Order) -> Iterator[Tensor]:
+    def _batches(self, load: Load, order: Sequence[Batch]) -> Iterator[Tensor]:
         if self._options.decoder == "dali":
             loaded = dali_batches(load, order, self._device)
         else:

@@ -18,12 +18,12 @@ import numpy as np
 import simplejpeg
 import torch
 from rich.progress import track
-from torch import Tensor
 
 from r2d2fast.data.decode import BadImageError, decode, is_jpeg
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.loading import LoaderError, load_batches
 from r2d2fast.data.names import Names
+from r2d2fast.data.order import Batch, consecutive_batches
 from r2d2fast.data.packed import FORMAT, HEADER, PARTS, VERSION, is_packed
 from r2d2fast.data.photographs import OnBadImage
 from r2d2fast.data.tree import LAYOUTS, Files, Part, read_tree
@@ -177,13 +177,12 @@ def _write_part(directory: Path, name: str, part: Part, encode: "_Encode", worke
 
 def _encoded(files: Files, encode: "_Encode", workers: int, name: str) -> Iterator[tuple[int, _Packed]]:
     """Each sample with its bytes, in order, or what is wrong with it."""
-    chunks = torch.arange(len(files)).split(_AT_ONCE)
-    order = [(chunk, chunk) for chunk in chunks]
+    order = consecutive_batches(torch.arange(len(files)), _AT_ONCE)
     loaded = load_batches(_Load(files, encode), order, workers)
-    for chunk, images in track(
-        zip(chunks, loaded, strict=True), f"packing {name}", len(chunks), disable=not sys.stderr.isatty()
+    for batch, images in track(
+        zip(order, loaded, strict=True), f"packing {name}", len(order), disable=not sys.stderr.isatty()
     ):
-        yield from zip(chunk.tolist(), images, strict=True)
+        yield from zip(batch.samples.tolist(), images, strict=True)
 
 
 @dataclass(frozen=True)
@@ -216,9 +215,9 @@ class _Load:
     files: Files
     encode: Callable[[bytes, str], bytes]
 
-    def __call__(self, index: Tensor, _: Tensor) -> list[_Packed]:
+    def __call__(self, batch: Batch) -> list[_Packed]:
         images: list[_Packed] = []
-        for sample in index.tolist():
+        for sample in batch.samples.tolist():
             try:
                 images.append(self.encode(bytes(self.files.read(sample)), self.files.names[sample]))
             except (BadImageError, OSError) as error:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from r2d2fast.data.dataset import Augmentation
 from r2d2fast.data.decode import BadImageError, decode
-from r2d2fast.data.draws import uniform
+from r2d2fast.data.order import Batch, keys_of
+from r2d2fast.data.random_numbers import uniform
 from r2d2fast.data.tree import Files
 from r2d2fast.data.views import RANDOM_NUMBERS, View, centre_view, random_view
 
@@ -64,11 +65,11 @@ class Load:
     augmentation: Augmentation | None
     seed: int
 
-    def __call__(self, index: Tensor, draws: Tensor) -> tuple[Tensor, list[Exception]]:
+    def __call__(self, batch: Batch) -> tuple[Tensor, list[Exception]]:
         """Images, uint8 ``[B, 3, size, size]``, channels last, and what went wrong; exceptions of a worker lose their form."""
-        images = self.empty(len(index))
+        images = self.empty(len(batch.samples))
         failures: list[Exception] = []
-        for place, (sample, numbers) in enumerate(zip(index.tolist(), self.numbers(draws), strict=True)):
+        for place, (sample, numbers) in enumerate(zip(batch.samples.tolist(), self.numbers(batch), strict=True)):
             try:
                 self.show(images[place], self.files.read(sample), sample, numbers)
             except (BadImageError, OSError) as error:
@@ -81,11 +82,11 @@ class Load:
         images = torch.empty(count, size, size, 3, dtype=torch.uint8)
         return images.copy_(torch.tensor(MEAN).mul(255).round()).permute(0, 3, 1, 2)
 
-    def numbers(self, draws: Tensor) -> list[list[float]]:
-        """For each draw what :meth:`view` takes; nothing for evaluation."""
+    def numbers(self, batch: Batch) -> list[list[float]]:
+        """For each image of a batch the random numbers that :meth:`view` takes; none for evaluation."""
         if self.augmentation is None:
-            return [[]] * len(draws)
-        return uniform(self.seed, draws, RANDOM_NUMBERS).tolist()
+            return [[]] * len(batch.samples)
+        return uniform(self.seed, keys_of(batch), RANDOM_NUMBERS).tolist()
 
     def view(self, height: int, width: int, numbers: list[float]) -> View:
         """The view of a photograph of a size that training, or evaluation, is to see."""

@@ -11,16 +11,15 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from r2d2fast.data import Dataset
+from r2d2fast.data import Dataset, consecutive_batches
 from r2d2fast.experiments.runs import Run
 from r2d2fast.models import make_model
 from r2d2fast.models.lenet import LeNet2D
-from r2d2fast.train.directory import NETWORK
 from r2d2fast.train.files import write_atomically
+from r2d2fast.train.load_data import load_data
 from r2d2fast.train.ranks import Ranks
-from r2d2fast.train.sources import load_data
+from r2d2fast.train.run_directory import NETWORK
 
 BATCH = 512
 PANELS = ("labelled samples", "all samples")
@@ -55,7 +54,7 @@ def _features(run: Run, dataset: Dataset, ranks: Ranks) -> np.ndarray:
     model = make_model("lenet2d", dataset.num_classes, channels, side, pretrained=run.directory / NETWORK)
     assert isinstance(model, LeNet2D)
     model.to(ranks.device).eval()
-    order: list[tuple[Tensor, Tensor]] = [(index, index) for index in torch.arange(len(dataset.train)).split(BATCH)]
+    order = consecutive_batches(torch.arange(len(dataset.train)), BATCH)
     return torch.cat([model.features(images).cpu() for images in dataset.train.batches(order, None, 0)]).numpy()
 
 

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from r2d2fast.data import DataError, Dataset, LoaderError
+from r2d2fast.data import Batch, DataError, Dataset, LoaderError
 from r2d2fast.report.groups import Group
 from r2d2fast.report.runs import Run
 from r2d2fast.train.errors import TrainingError
+from r2d2fast.train.load_data import load_data
 from r2d2fast.train.pseudo_labels import Moment, find_pseudo_labels, read_pseudo_labels
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
-from r2d2fast.train.sources import load_data
 
 SHOWN = 12
 # Larger images are shrunk to this size, so that the page is small enough to be sent by mail.
@@ -183,8 +183,7 @@ def _history(steps: Sequence[tuple[int, float]], names: Sequence[str]) -> str:
 
 def _images(dataset: Dataset, samples: np.ndarray) -> list[str]:
     """PNG files as data URIs. The normalised pixels are stretched to the range of bytes, all samples in the same way."""
-    index = torch.from_numpy(samples)
-    (batch,) = dataset.train.batches([(index, index)], None, 0)
+    (batch,) = dataset.train.batches([Batch(torch.from_numpy(samples), None, len(samples))], None, 0)
     pixels: Tensor = batch.float()
     low, high = pixels.amin((0, 2, 3), keepdim=True), pixels.amax((0, 2, 3), keepdim=True)
     stretched = (255 * (pixels - low) / (high - low).clamp(min=1e-12)).round().byte().permute(0, 2, 3, 1).numpy()

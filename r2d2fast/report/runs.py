@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r2d2fast.report.errors import ReportError
-from r2d2fast.train.directory import CONFIG, METRICS, RESULTS, SPLIT
+from r2d2fast.train.run_directory import CONFIG, METRICS, RESULTS, SPLIT
 
 # Keys that a configuration, an epoch and a stage's result must have, with their types: without them nothing could be shown.
 _SETTINGS = {"dataset": str, "seed": int, "split": int, "num_labels": int, "stages": list}

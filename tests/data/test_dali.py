@@ -14,6 +14,7 @@ from r2d2fast.data.names import Names
 from r2d2fast.data.pack import pack
 from r2d2fast.data.photographs import STD, PhotographOptions
 from r2d2fast.data.tree import FolderFiles
+from tests.data.keyed import keyed
 
 FLIP = Augmentation(flip=True)
 # A pixel's value of 255, once normalised.
@@ -38,7 +39,7 @@ def root(tmp_path_factory):
 
 
 def order(*batches):
-    return [(torch.tensor(batch), torch.tensor(batch) + 1000) for batch in batches]
+    return [keyed(batch) for batch in batches]
 
 
 def assert_same_images(one, other):

@@ -13,13 +13,14 @@ from torchvision.transforms import v2
 
 from r2d2fast.data.dataset import Augmentation
 from r2d2fast.data.decode import BadImageError
-from r2d2fast.data.draws import uniform
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.folder import FolderImages, load_folder, load_imagenet
 from r2d2fast.data.names import Names
 from r2d2fast.data.photographs import MEAN, STD, PhotographOptions
+from r2d2fast.data.random_numbers import uniform
 from r2d2fast.data.tree import FolderFiles, read_tree
 from r2d2fast.data.views import RANDOM_NUMBERS, random_crop
+from tests.data.keyed import keyed
 
 CPU = torch.device("cpu")
 FLIP = Augmentation(flip=True)
@@ -31,7 +32,7 @@ def root(tmp_path_factory):
 
 
 def order(*batches):
-    return [(torch.tensor(batch), torch.tensor(batch) + 1000) for batch in batches]
+    return [keyed(batch) for batch in batches]
 
 
 def load(root, **options):
@@ -229,7 +230,7 @@ def test_another_seed_or_draw_is_another_crop(root):
     images = load(root).train
     (first,) = images.batches(order([3]), FLIP, 1)
     (other_seed,) = images.batches(order([3]), FLIP, 2)
-    (other_draw,) = images.batches([(torch.tensor([3]), torch.tensor([7]))], FLIP, 1)
+    (other_draw,) = images.batches([keyed([3], [7])], FLIP, 1)
     assert not torch.equal(first, other_seed)
     assert not torch.equal(first, other_draw)
 
@@ -327,8 +328,8 @@ def test_every_kind_of_image_makes_a_batch(tmp_path):
 
 def test_loading_can_be_sent_to_a_process_that_is_not_forked(root):
     load_batch = load(root).train.loading(FLIP, 1)
-    ((index, draws),) = order([3, 7])
-    assert torch.equal(pickle.loads(pickle.dumps(load_batch))(index, draws)[0], load_batch(index, draws)[0])
+    (batch,) = order([3, 7])
+    assert torch.equal(pickle.loads(pickle.dumps(load_batch))(batch)[0], load_batch(batch)[0])
 
 
 def test_names_are_a_sequence_and_small():

@@ -7,7 +7,7 @@ from photographs import piece
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from r2d2fast.data.draws import uniform
+from r2d2fast.data.random_numbers import uniform
 from r2d2fast.data.views import RANDOM_NUMBERS, centre_view, random_crop, random_view, resized, resized_shape
 
 SHAPES = [(375, 500), (500, 333), (72, 96), (96, 72), (20, 30), (300, 40), (1, 300), (300, 1), (1, 1)]

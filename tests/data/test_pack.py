@@ -27,11 +27,12 @@ from r2d2fast.data.folder import load_folder, load_imagenet
 from r2d2fast.data.pack import main, pack
 from r2d2fast.data.packed import open_packed
 from r2d2fast.data.photographs import PhotographOptions
+from tests.data.keyed import keyed
 from tests.limits import file_size_limit
 
 CPU = torch.device("cpu")
 SMALL = PhotographOptions(32, 40)
-ORDER = [(torch.tensor([3, 0, 11]), torch.tensor([5, 6, 7]))]
+ORDER = [keyed([3, 0, 11], [5, 6, 7])]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_evaluation_sees_almost_the_same_images(tmp_path):
     write_tree(tmp_path / "originals", 2, 4, width=420, height=360)
     pack(tmp_path / "originals", tmp_path / "packed")
     ours, originals = (
-        next(load_folder(tmp_path / name, CPU).test.batches([(torch.arange(4), torch.arange(4))], None, 0))
+        next(load_folder(tmp_path / name, CPU).test.batches([keyed(range(4))], None, 0))
         for name in ("packed", "originals")
     )
     # What JPEG of quality 90 costs here is 0.049 standard deviations of ImageNet's pixels; quality 75, 0.072.
@@ -94,7 +95,7 @@ def test_batches_depend_on_neither_workers_nor_processes(packed):
     assert torch.equal(alone, shared)
     load = load_folder(packed, CPU, SMALL).train.loading(Augmentation(flip=True), 1)
     copy = pickle.loads(pickle.dumps(load))
-    assert torch.equal(load(*ORDER[0])[0], copy(*ORDER[0])[0])
+    assert torch.equal(load(ORDER[0])[0], copy(ORDER[0])[0])
 
 
 def test_a_packed_copy_is_the_same_for_any_number_of_workers(root, packed, tmp_path):
@@ -185,7 +186,7 @@ def test_bad_images_are_skipped_counted_and_listed(damaged, tmp_path, capsys):
     assert "china/004.jpg" not in data.train_names
     assert (len(data.train), len(data.test)) == (11, 5)
     assert data.train_labels.tolist() == [0] * 5 + [1] * 6
-    assert len(next(data.train.batches([(torch.arange(11), torch.arange(11))], None, 0))) == 11
+    assert len(next(data.train.batches([keyed(range(11))], None, 0))) == 11
 
 
 def test_a_part_without_a_single_good_image(root, tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from r2d2fast.data import load_dataset
+from r2d2fast.data import consecutive_batches, load_dataset
 from r2d2fast.experiments import cli
 from r2d2fast.experiments.figure2 import four_panels
 from r2d2fast.models import make_model
@@ -26,8 +26,7 @@ def test_figure_2_from_8_by_8_pixels(tmp_path, capsys, threads):
     assert (tmp_path / "digits/figure2.png").read_bytes().startswith(b"\x89PNG")
     # By definition, all images at once.
     dataset = load_dataset("digits", tmp_path, torch.device("cpu"), False)
-    everything = torch.arange(1437)
-    (images,) = dataset.train.batches([(everything, everything)], None, 0)
+    (images,) = dataset.train.batches(consecutive_batches(torch.arange(1437), 1437), None, 0)
     for name, variant in (("stage1", "lenet2d-stage1"), ("d2", "lenet2d-d2")):
         network = tmp_path / "digits/seed0-split0" / variant / "network.safetensors"
         model = make_model("lenet2d", 10, 1, 8, pretrained=network).eval()
