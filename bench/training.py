@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import tyro
 
-from bench.measure import torch_threads
 from bench.photographs import write_photographs
 from bench.plain_loop import PlainLoop
 from bench.table import machine_list
@@ -20,6 +19,7 @@ from r2d2fast.tables import markdown_table
 from r2d2fast.train.config import Config
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
+from r2d2fast.train.threads import cpu_threads
 from r2d2fast.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -129,7 +129,7 @@ def main(*, rounds: int = 9) -> None:
     """
     about = machine.describe()
     rows = []
-    with torch_threads(1), tempfile.TemporaryDirectory() as folder:
+    with cpu_threads(1), tempfile.TemporaryDirectory() as folder:
         outside = {
             "digits": share_outside(digits(), 14, rounds),
             "resnet18": share_outside(photographs(Path(folder)), 2, max(rounds // 3, 2)),

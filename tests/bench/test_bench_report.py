@@ -8,7 +8,7 @@ import torch
 import bench.__main__ as command
 from bench import measure, table
 from bench.implementations import IMPLEMENTATIONS
-from bench.measure import Timing, torch_threads
+from bench.measure import Timing
 from bench.targets import compare
 
 
@@ -59,21 +59,6 @@ def test_tables_state_rates_targets_and_comparisons():
     row = table.comparisons(compare(timings)).splitlines()[2]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells == ["1024 x 1000", "1", "d2_step", "(a) eager autograd", "8.00", "≥ 8.50", "**not met**"]
-
-
-def test_threads_are_restored():
-    before = torch.get_num_threads()
-    inside = []
-
-    def interrupted():
-        with torch_threads(before + 1):
-            inside.append(torch.get_num_threads())
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert inside == [before + 1]
-    assert torch.get_num_threads() == before
 
 
 def test_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys):
