@@ -237,17 +237,17 @@ def test_the_librarys_own_reason_is_given_for_images_that_it_does_not_take():
         make_model("torchvision:maxvit_t", 7, 1, 64)
 
 
+@pytest.mark.extra("timm")
 @pytest.mark.parametrize(("name", "size"), [("resnet18", 32), ("vit_tiny_patch16_224", 32), ("efficientnet_b0", 32)])
 def test_timm_for_any_number_of_channels_and_one_size_of_images(name, size):
-    pytest.importorskip("timm")
     network = make_model(f"timm:{name}", 7, 1, size)
     logits = network(torch.randn(2, 1, size, size))
     assert logits.shape == (2, 7)
     logits.square().sum().backward()
 
 
+@pytest.mark.extra("timm")
 def test_timm_names_are_checked():
-    pytest.importorskip("timm")
     with pytest.raises(ValueError, match="unknown backbone 'timm:resnet51z'; the nearest is 'timm:resnet51q'"):
         make_model("timm:resnet51z", 7, 1, 32)
     # The names of weights on the hub, which would be looked up there.

@@ -155,9 +155,9 @@ DALI = [("--device=cpu",), ("--device=cpu", "--workers=1")]
 DALI_ON_GPUS = [("--device=cuda",), ("--device=cuda", "--workers=1", "--compile")]
 
 
+@pytest.mark.extra("nvidia.dali")
 @pytest.mark.parametrize("how", [*DALI, *(pytest.param(flags, marks=pytest.mark.gpu) for flags in DALI_ON_GPUS)])
 def test_dali_decodes_in_all_stages(how: tuple[str, ...], photographs: Path, tmp_path: Path) -> None:
-    pytest.importorskip("nvidia.dali")
     if "--device=cuda" in how and not torch.cuda.is_available():
         pytest.skip("PyTorch finds no GPU here (torch.cuda.is_available() is False)")
     flags = [*PHOTOGRAPHS, f"--data-dir={photographs}", f"--run-dir={tmp_path}", *how]
