@@ -113,8 +113,8 @@ class Config:
     """The number of the split, by which the labelled samples are drawn. By default it is the seed."""
 
     split_file: Path | None = None
-    """A file that names the labelled samples instead, a line of file name and class for each; --num-labels then is their
-    number."""
+    """A file that names the labelled samples instead, a line of file name and class for each. Its number of lines then takes
+    the place of --num-labels."""
 
     num_labels: int
     """Number of labelled samples, the same of each class; 0 takes every label there is."""
