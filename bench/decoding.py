@@ -15,7 +15,7 @@ from bench.photographs import QUALITY, write_photographs
 from bench.table import machine_list, verdict
 from r2d2fast import machine
 from r2d2fast.data import DataError
-from r2d2fast.data import pack as packing
+from r2d2fast.data.photographs import packing
 from r2d2fast.tables import markdown_table
 from r2d2fast.train.threads import cpu_threads
 

@@ -19,7 +19,7 @@ class Augmentation:
         flip: mirror left to right with probability ½.
         cutout: side of the square that is set to 0 after normalisation; its centre is uniform over the pixels, and it is clipped
             at the border. 0 for none.
-    Photographs of their own sizes (``FolderImages``) take RandomResizedCrop instead of shifts, and ``flip``.
+    Photographs of their own sizes (``PhotographImages``) take RandomResizedCrop instead of shifts, and ``flip``.
     """
 
     translate: int = 0

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from r2d2fast.data import DataError
-from r2d2fast.data.loading import LoaderError
+from r2d2fast.data.photographs.workers import LoaderError
 from r2d2fast.train.checks import SEEDS
 from r2d2fast.train.config import Config
 from r2d2fast.train.dry_run import print_plan

@@ -1,4 +1,4 @@
-"""Resident images: bit for bit what the definition of one image says, and the distributions of DESIGN.md section 6."""
+"""Resident images: bit for bit what the definition of one image says, and the distributions that an augmentation promises."""
 
 import numpy as np
 import pytest

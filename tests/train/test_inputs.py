@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from same_run import assert_same_network
 
 from r2d2fast.train import cli
-from tests.data.photographs import write_tree
+from tests.data.small_photographs import write_tree
 
 # --- data that is not there or not right
 
@@ -27,7 +27,7 @@ from tests.data.photographs import write_tree
     ],
 )
 def test_a_missing_data_set_says_what_to_put_where(dataset, files, remedy, dry_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("r2d2fast.data.readers.FASHION_MNIST_PACKAGE", tmp_path / "no package")
+    monkeypatch.setattr("r2d2fast.data.small_images.FASHION_MNIST_PACKAGE", tmp_path / "no package")
     arguments = ["--dataset", dataset, "--data-dir", str(tmp_path / "data"), "--run-dir", str(tmp_path / "run")]
     assert cli.main([*arguments, *dry_run]) == 2
     error = capsys.readouterr().err

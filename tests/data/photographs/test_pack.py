@@ -16,18 +16,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from photographs import encoded, piece, write_class_folders, write_tree
 from PIL import Image
 
-from r2d2fast.data import pack as packing
 from r2d2fast.data.dataset import Augmentation
-from r2d2fast.data.decode import BadImageError, decode
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.folder import load_folder, load_imagenet
-from r2d2fast.data.pack import main, pack
-from r2d2fast.data.packed import open_packed
-from r2d2fast.data.photographs import PhotographOptions
+from r2d2fast.data.pack import main
+from r2d2fast.data.photographs import packing
+from r2d2fast.data.photographs.decode import BadImageError, decode
+from r2d2fast.data.photographs.load import PhotographOptions
+from r2d2fast.data.photographs.packed import open_packed
+from r2d2fast.data.photographs.packing import pack
 from tests.data.keyed import keyed
+from tests.data.small_photographs import encoded, piece, write_class_folders, write_tree
 from tests.limits import file_size_limit
 
 CPU = torch.device("cpu")
@@ -196,7 +197,7 @@ def test_a_part_without_a_single_good_image(root, tmp_path):
         path.parent.mkdir(parents=True)
         path.write_text("no image")
     with pytest.raises(DataError, match=r"none of the 2 images of part 'test' can be decoded"):
-        pack(tmp_path / "source", tmp_path / "packed", skip=True)
+        pack(tmp_path / "source", tmp_path / "packed", on_bad_image="skip")
     assert not (tmp_path / "packed").exists()
 
 
@@ -211,7 +212,7 @@ def test_an_unreadable_image_is_an_error_even_where_bad_ones_are_skipped(root, t
     source = shutil.copytree(root, tmp_path / "source")
     (source / "train/china/gone.jpg").symlink_to("nowhere")
     with pytest.raises(DataError, match=r"cannot read china/gone\.jpg.*No such file"):
-        pack(source, tmp_path / "packed", skip=True)
+        pack(source, tmp_path / "packed", on_bad_image="skip")
 
 
 # --- writing

@@ -53,7 +53,7 @@ def load_batches(load: Load[Loaded], order: Sequence[Batch], workers: int, pin: 
         # The workers' seeds, which nothing here uses, would otherwise be drawn from the generator that dropout draws from.
         generator=torch.Generator(),
     )
-    with _child_signal_kept(), _termination_left_to_the_trainer():
+    with _child_signal_kept(), _termination_left_to_the_trainer(), _inherited_objects_kept():
         before = set(multiprocessing.active_children())
         batches = iter(loader)
         _workers.update(set(multiprocessing.active_children()) - before)
@@ -108,13 +108,23 @@ def _termination_left_to_the_trainer() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def _inherited_objects_kept() -> Iterator[None]:
+    """Processes that are forked in the context do not destroy objects of this one, as their own garbage.
+
+    Collecting the copy of a DALI pipeline, whose threads do not exist in the worker, never ended. In the worker itself it would
+    be too late: PyTorch can collect before it calls ``worker_init_fn``.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _begin_worker(_: int) -> None:
     # Not blocked, where the process was not forked: threads that its imports have started would hear it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if multiprocessing.get_start_method() == "fork":
-        # What it inherits is not its own to destroy: collecting the copy of a DALI pipeline, whose threads do not exist here,
-        # never ended.
-        gc.freeze()
 
 
 _workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()

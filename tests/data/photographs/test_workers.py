@@ -1,5 +1,6 @@
 """Loader processes: order, what they can do to the process that uses them, and their death."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from r2d2fast.data import consecutive_batches
-from r2d2fast.data.loading import LoaderError, load_batches
+from r2d2fast.data.photographs.workers import LoaderError, load_batches
 from tests.data.keyed import keyed
 
 ORDER = [keyed(range(3 * batch, 3 * batch + 3), range(100, 103)) for batch in range(7)]
@@ -95,6 +96,28 @@ def test_a_worker_that_is_killed_gives_an_error_with_a_way_out_and_interrupts_no
     assert time.monotonic() - begin < 15
 
 
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers inherit nothing here")
+def test_a_worker_does_not_destroy_what_it_inherits(tmp_path, monkeypatch):
+    """A DALI pipeline, above all, even where PyTorch collects garbage before the worker's first own line."""
+
+    class Garbage:
+        def __init__(self):
+            self.cycle = self
+
+        def __del__(self):
+            (tmp_path / str(os.getpid())).touch()
+
+    seed = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda number: (gc.collect(), seed(number)))
+    gc.disable()  # so that this process does not collect it first
+    try:
+        Garbage()
+        list(load_batches(echo, ORDER, 2))
+    finally:
+        gc.enable()
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_loading_raises_is_raised():
     for workers in (0, 1):
         with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
@@ -138,7 +161,7 @@ def _processes(batch):
 PROGRAM = """
 import multiprocessing, os, subprocess, sys, torch
 from r2d2fast.data import consecutive_batches
-from r2d2fast.data.loading import load_batches
+from r2d2fast.data.photographs.workers import load_batches
 
 def load(batch):
     return os.getpid()
@@ -153,7 +176,14 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+@pytest.mark.parametrize(
+    "method",
+    [
+        # Processes that are not forked import PyTorch first, one after the other.
+        pytest.param(method, marks=[] if method == "fork" else pytest.mark.slow)
+        for method in multiprocessing.get_all_start_methods()
+    ],
+)
 def test_workers_end_by_their_program_and_by_nobody_else(tmp_path, method):
     """A scheduler's SIGTERM they outlive, and a program that an exception ends does not wait for them."""
     (tmp_path / "program.py").write_text(PROGRAM)
