@@ -89,7 +89,7 @@ def test_there_is_a_recipe_for_every_data_set():
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_recipe_holds_the_numbers_of_the_design(name):
+def test_a_recipe_holds_the_numbers_written_out_above(name):
     values = flags(RECIPES[name].config)
     assert {flag: values[flag] for flag in EXPECTED[name]} == EXPECTED[name]
 
@@ -153,7 +153,7 @@ def test_steps_of_an_epoch_of_each_stage(name, steps):
     assert tuple(steps_of(schedule, stage) for stage in (1, 2, 3)) == steps
 
 
-def test_imagenet_is_half_plain_d2_and_its_learning_rates_fall_by_the_factors_of_the_design():
+def test_imagenet_is_half_plain_d2_and_its_learning_rates_fall_by_the_factors_of_cifar10():
     schedule = [epoch for epoch in schedule_of("imagenet") if epoch.stage == 2]
     assert 60 <= len(schedule) <= 90
     first = next(epoch.epoch for epoch in schedule if epoch.repredicts)
