@@ -59,6 +59,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("extra"):
+        for package in marker.args:
+            pytest.importorskip(package)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from r2d2fast.data.batches import Batches, fold, mixed_steps, shuffled_steps
+from r2d2fast.data.order import BatchSampler, derive_seed, mixed_steps, shuffled_steps
 
 LABELLED = torch.arange(1000, 1050)
 UNLABELLED = torch.arange(0, 400)
@@ -19,7 +19,7 @@ EPOCHS = st.integers(0, 3)
 
 
 def batches(labelled=50, unlabelled=400, seed=0, rank=0, ranks=1):
-    return Batches(torch.arange(1000, 1000 + labelled), torch.arange(unlabelled), seed, rank, ranks)
+    return BatchSampler(torch.arange(1000, 1000 + labelled), torch.arange(unlabelled), seed, rank, ranks)
 
 
 def everywhere(kind, ranks, *arguments, **sizes):
@@ -31,7 +31,7 @@ def joined(step, field):
     return torch.cat([part[field] for part in step])
 
 
-# --- fold -----------------------------------------------------------------------------------------------------------
+# --- derive_seed -----------------------------------------------------------------------------------------------------------
 
 
 def folded(*numbers):
@@ -50,7 +50,7 @@ NUMBERS = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4)
 
 @given(NUMBERS)
 def test_a_folded_seed_is_that_of_the_definition_and_one_that_torch_takes(numbers):
-    seed = fold(*numbers)
+    seed = derive_seed(*numbers)
     assert seed == folded(*numbers)
     assert 0 <= seed < 2**63
     torch.Generator().manual_seed(seed)
@@ -58,17 +58,17 @@ def test_a_folded_seed_is_that_of_the_definition_and_one_that_torch_takes(number
 
 def test_a_folded_seed_is_the_same_in_every_version():
     """Written down: with another one a resumed run would go on in another order than the one that was stopped."""
-    assert fold(0) == 0xE220A8397B1DCDAF >> 1  # SplitMix64's first number, as its authors give it
-    assert (fold(1, 2, 3), fold(2**62, 7)) == (7510213797696614745, 6725538626177122357)
+    assert derive_seed(0) == 0xE220A8397B1DCDAF >> 1  # SplitMix64's first number, as its authors give it
+    assert (derive_seed(1, 2, 3), derive_seed(2**62, 7)) == (7510213797696614745, 6725538626177122357)
 
 
 @given(NUMBERS, NUMBERS)
 def test_no_two_lists_of_numbers_fold_to_one_seed_by_accident(one, other):
-    assert (fold(*one) == fold(*other)) == (one == other)
+    assert (derive_seed(*one) == derive_seed(*other)) == (one == other)
 
 
 def test_small_numbers_fold_to_different_seeds_with_even_bits():
-    seeds = [fold(*numbers) for numbers in itertools.product(range(10), range(3), range(300))]
+    seeds = [derive_seed(*numbers) for numbers in itertools.product(range(10), range(3), range(300))]
     assert len(set(seeds)) == 9000
     for bit in range(63):
         ones = sum(seed >> bit & 1 for seed in seeds)
@@ -135,7 +135,7 @@ def test_shuffled_batches_are_one_pass_in_an_order_of_its_own():
 def test_the_parts_of_all_ranks_make_up_the_global_batches_of_one(samples, size, ranks, epoch, seed):
     chosen = torch.arange(500, 500 + samples)
     whole = list(batches(seed=seed).shuffled(chosen, size, epoch))
-    shared = everywhere(Batches.shuffled, ranks, chosen, size, epoch, seed=seed)
+    shared = everywhere(BatchSampler.shuffled, ranks, chosen, size, epoch, seed=seed)
     assert len(shared) == shuffled_steps(samples, size, ranks)
     for step, (index, draws, total) in zip(shared, whole, strict=False):  # one rank may have a small batch more
         assert torch.equal(joined(step, 0), index)
@@ -167,7 +167,7 @@ def test_a_seed_makes_other_orders():
 
 def test_permutations_for_different_ends_differ():
     """Of the same samples, with the same numbers: the order of an epoch, of the stream, of the partition."""
-    both = Batches(LABELLED, LABELLED, 0)
+    both = BatchSampler(LABELLED, LABELLED, 0)
     epoch = joined(list(both.shuffled(LABELLED, 50, 0)), 0)
     ((mixed, _, _),) = both.mixed((50, 50), 0, 0, 0)
     assert len({tuple(order.tolist()) for order in (epoch, mixed[50:], both.partition(0)[0])}) == 3
@@ -195,7 +195,7 @@ def test_a_pass_has_its_own_order_and_leaves_out_samples_of_its_own():
 
 def labelled_of(passes, sizes=(96, 32), epoch=0, ranks=1, **data):
     """The labelled samples of passes, in order, the ranks' parts of each batch one after the other."""
-    steps = [everywhere(Batches.mixed, ranks, sizes, epoch + p, p, 0, **data) for p in passes]
+    steps = [everywhere(BatchSampler.mixed, ranks, sizes, epoch + p, p, 0, **data) for p in passes]
     few, mine = sizes[1] // ranks, sizes[0] // ranks
     parts = [index[mine:] for one in steps for step in one for index, _, _ in step]
     assert all(len(part) == few for part in parts)
@@ -230,7 +230,7 @@ def test_a_pass_is_the_same_whatever_came_before_it_and_in_whichever_epoch_of_th
 @given(st.integers(1, 60), RANKS, st.integers(1, 4), st.integers(1, 3), EPOCHS, EPOCHS)
 def test_each_rank_takes_unlabelled_samples_of_its_own_part_once(samples, ranks, mine, few, epoch, prediction):
     parts = batches(unlabelled=samples).partition(prediction)[0].chunk(ranks)
-    steps = everywhere(Batches.mixed, ranks, (mine * ranks, few * ranks), epoch, 1, prediction, unlabelled=samples)
+    steps = everywhere(BatchSampler.mixed, ranks, (mine * ranks, few * ranks), epoch, 1, prediction, unlabelled=samples)
     assert len(steps) == mixed_steps(samples, mine * ranks, ranks)
     for rank, part in enumerate(parts):
         taken = [sample for step in steps for sample in step[rank][0][:mine].tolist()]
@@ -245,9 +245,9 @@ def test_each_rank_takes_unlabelled_samples_of_its_own_part_once(samples, ranks,
 
 def test_the_draws_of_an_epoch_are_its_places_the_same_for_any_number_of_ranks():
     for ranks in (1, 2, 4):
-        shuffled = everywhere(Batches.shuffled, ranks, UNLABELLED, 96, 3)
+        shuffled = everywhere(BatchSampler.shuffled, ranks, UNLABELLED, 96, 3)
         assert torch.equal(torch.cat([joined(step, 1) for step in shuffled]), 3 * PLACES + torch.arange(400))
-        mixed = everywhere(Batches.mixed, ranks, (96, 32), 3, 0, 0)
+        mixed = everywhere(BatchSampler.mixed, ranks, (96, 32), 3, 0, 0)
         assert len(mixed) == 4
         for number, step in enumerate(mixed):
             places = 3 * PLACES + 128 * number + torch.arange(128)
@@ -260,9 +260,11 @@ def test_the_draws_of_an_epoch_are_its_places_the_same_for_any_number_of_ranks()
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_no_draw_occurs_twice_in_a_run(ranks):
     """Two epochs of each stage on all ranks."""
-    steps = [everywhere(Batches.shuffled, ranks, LABELLED, 20, epoch) for epoch in (0, 1)]
-    steps += [everywhere(Batches.mixed, ranks, (96, 32), epoch, epoch - 2, 2) for epoch in (2, 3)]
-    steps += [everywhere(Batches.shuffled, ranks, torch.cat([UNLABELLED, LABELLED]), 50, epoch) for epoch in (4, 5)]
+    steps = [everywhere(BatchSampler.shuffled, ranks, LABELLED, 20, epoch) for epoch in (0, 1)]
+    steps += [everywhere(BatchSampler.mixed, ranks, (96, 32), epoch, epoch - 2, 2) for epoch in (2, 3)]
+    steps += [
+        everywhere(BatchSampler.shuffled, ranks, torch.cat([UNLABELLED, LABELLED]), 50, epoch) for epoch in (4, 5)
+    ]
     draws = [draw for epoch in steps for step in epoch for draw in joined(step, 1).tolist()]
     assert len(draws) == 2 * (50 + 4 * 128 + 450)
     assert len(set(draws)) == len(draws)

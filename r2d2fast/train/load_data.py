@@ -39,10 +39,10 @@ def _load(config: Config, ranks: Ranks) -> Dataset:
         )
         return load(config.data_dir, ranks.device, options)
     if config.download and ranks.rank > 0:
-        ranks.largest(0)  # rank 0 downloads
+        ranks.barrier()  # rank 0 downloads
     dataset = load_dataset(config.dataset, config.data_dir, ranks.device, config.download and ranks.rank == 0)
     if config.download and ranks.rank == 0:
-        ranks.largest(0)
+        ranks.barrier()
     return dataset
 
 

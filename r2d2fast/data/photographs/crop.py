@@ -13,14 +13,14 @@ _SCALE = (0.08, 1.0)
 _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 _TRIES = 10
 RANDOM_NUMBERS = 2 * _TRIES + 3
-"""Uniform in [0, 1), that a random view takes."""
+"""Uniform in [0, 1), that a random crop takes."""
 
 # A wider picture is cut to this ratio before it is resized: the centre is all that evaluation sees, and one line of 60 000 pixels
 # would become 256 lines of 15 million.
 _WIDEST = 16
 
 
-def random_crop(height: int, width: int, numbers: Sequence[float]) -> tuple[int, int, int, int]:
+def random_rectangle(height: int, width: int, numbers: Sequence[float]) -> tuple[int, int, int, int]:
     """Top, left, height and width of torchvision's ``RandomResizedCrop``, with the first 22 of ``numbers`` for its randomness.
 
     Up to ten pairs of an area, uniform in 8 % … 100 % of the image's, and a ratio of width to height, log-uniform in 3/4 … 4/3,
@@ -38,13 +38,13 @@ def random_crop(height: int, width: int, numbers: Sequence[float]) -> tuple[int,
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-class View(NamedTuple):
+class Crop(NamedTuple):
     """What the network sees of a photograph, in the order in which it is made. All numbers are pixels.
 
     Attributes:
         top, left, height, width: what is cut from the photograph,
         rows, columns: resized to this, by the antialiased bilinear filter;
-        down, across: where in that the view begins,
+        down, across: where in that the crop begins,
         size: its side;
         mirrored: left to right, at last.
     """
@@ -61,21 +61,21 @@ class View(NamedTuple):
     mirrored: bool
 
     def of(self, pixels: np.ndarray) -> Tensor:
-        """The view of ``pixels`` (uint8 ``[H, W, 3]``): uint8 ``[1, 3, size, size]``, channels last."""
+        """The crop of ``pixels`` (uint8 ``[H, W, 3]``): uint8 ``[1, 3, size, size]``, channels last."""
         part = pixels[self.top : self.top + self.height, self.left : self.left + self.width]
         image = resized(part, (self.rows, self.columns))
-        view = image[:, :, self.down : self.down + self.size, self.across : self.across + self.size]
-        return view.flip(-1) if self.mirrored else view
+        crop = image[:, :, self.down : self.down + self.size, self.across : self.across + self.size]
+        return crop.flip(-1) if self.mirrored else crop
 
 
-def random_view(height: int, width: int, size: int, numbers: Sequence[float], flip: bool) -> View:
+def random_crop(height: int, width: int, size: int, numbers: Sequence[float], flip: bool) -> Crop:
     """For training: a random crop of a photograph, resized; mirrored if ``flip`` and the last of ``numbers`` is below ½."""
-    return View(
-        *random_crop(height, width, numbers), size, size, 0, 0, size, flip and numbers[RANDOM_NUMBERS - 1] < 0.5
+    return Crop(
+        *random_rectangle(height, width, numbers), size, size, 0, 0, size, flip and numbers[RANDOM_NUMBERS - 1] < 0.5
     )
 
 
-def centre_view(height: int, width: int, short_side: int, size: int) -> View:
+def centre_crop(height: int, width: int, short_side: int, size: int) -> Crop:
     """For evaluation: the centre of a photograph, its short side resized: torchvision's ``Resize`` and ``CenterCrop``.
 
     ``short_side`` is at least ``size``.
@@ -84,7 +84,7 @@ def centre_view(height: int, width: int, short_side: int, size: int) -> View:
     height, width = height - 2 * top, width - 2 * left
     rows, columns = resized_shape(height, width, short_side)
     down, across = (round((side - size) / 2) for side in (rows, columns))
-    return View(top, left, height, width, rows, columns, down, across, size, False)
+    return Crop(top, left, height, width, rows, columns, down, across, size, False)
 
 
 def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:

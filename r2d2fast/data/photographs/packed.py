@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from r2d2fast.data.decode import BadImageError
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.names import Names
-from r2d2fast.data.tree import Part, Tree
+from r2d2fast.data.photographs.decode import BadImageError
+from r2d2fast.data.photographs.tree import Part, Tree
 
 FORMAT = "r2d2fast-pack"
 VERSION = 1

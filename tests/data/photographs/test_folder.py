@@ -8,18 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from photographs import encoded, piece, pixels, write_class_folders, write_tree
 from torchvision.transforms import v2
 
 from r2d2fast.data.dataset import Augmentation
-from r2d2fast.data.decode import BadImageError
-from r2d2fast.data.draws import uniform
 from r2d2fast.data.errors import DataError
-from r2d2fast.data.folder import FolderImages, load_folder, load_imagenet
+from r2d2fast.data.folder import load_folder, load_imagenet
 from r2d2fast.data.names import Names
-from r2d2fast.data.photographs import MEAN, STD, PhotographOptions
-from r2d2fast.data.tree import FolderFiles, read_tree
-from r2d2fast.data.views import RANDOM_NUMBERS, random_crop
+from r2d2fast.data.photographs.crop import RANDOM_NUMBERS, random_rectangle
+from r2d2fast.data.photographs.decode import BadImageError
+from r2d2fast.data.photographs.images import PhotographImages
+from r2d2fast.data.photographs.load import MEAN, STD, PhotographOptions
+from r2d2fast.data.photographs.tree import FolderFiles, read_tree
+from r2d2fast.data.random_numbers import uniform
+from tests.data.keyed import keyed
+from tests.data.small_photographs import encoded, piece, pixels, write_class_folders, write_tree
 
 CPU = torch.device("cpu")
 FLIP = Augmentation(flip=True)
@@ -31,7 +33,7 @@ def root(tmp_path_factory):
 
 
 def order(*batches):
-    return [(torch.tensor(batch), torch.tensor(batch) + 1000) for batch in batches]
+    return [keyed(batch) for batch in batches]
 
 
 def load(root, **options):
@@ -213,7 +215,7 @@ def test_training_batches_are_crops_by_their_draw_numbers(root):
     assert {row[-1] < 0.5 for row in rows} == {True, False}
     for image, path, row in zip(batch, paths, rows, strict=True):
         full = torch.from_numpy(pixels(path.read_bytes())).permute(2, 0, 1)
-        crop = v2.functional.resized_crop(full, *random_crop(*full.shape[1:], row), [32, 32], antialias=True)
+        crop = v2.functional.resized_crop(full, *random_rectangle(*full.shape[1:], row), [32, 32], antialias=True)
         expected = normalise(crop.flip(-1) if row[-1] < 0.5 else crop)
         torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
 
@@ -229,7 +231,7 @@ def test_another_seed_or_draw_is_another_crop(root):
     images = load(root).train
     (first,) = images.batches(order([3]), FLIP, 1)
     (other_seed,) = images.batches(order([3]), FLIP, 2)
-    (other_draw,) = images.batches([(torch.tensor([3]), torch.tensor([7]))], FLIP, 1)
+    (other_draw,) = images.batches([keyed([3], [7])], FLIP, 1)
     assert not torch.equal(first, other_seed)
     assert not torch.equal(first, other_draw)
 
@@ -318,7 +320,7 @@ def test_every_kind_of_image_makes_a_batch(tmp_path):
     for name, data in kinds.items():
         (tmp_path / name).write_bytes(data)
     files = FolderFiles(tmp_path, Names.of(sorted(kinds)))
-    images = FolderImages(files, CPU, PhotographOptions(32, 40))
+    images = PhotographImages(files, CPU, PhotographOptions(32, 40))
     for augmentation in (FLIP, None):
         (batch,) = images.batches(order(list(range(len(kinds)))), augmentation, 0)
         assert batch.shape == (len(kinds), 3, 32, 32)
@@ -327,8 +329,8 @@ def test_every_kind_of_image_makes_a_batch(tmp_path):
 
 def test_loading_can_be_sent_to_a_process_that_is_not_forked(root):
     load_batch = load(root).train.loading(FLIP, 1)
-    ((index, draws),) = order([3, 7])
-    assert torch.equal(pickle.loads(pickle.dumps(load_batch))(index, draws)[0], load_batch(index, draws)[0])
+    (batch,) = order([3, 7])
+    assert torch.equal(pickle.loads(pickle.dumps(load_batch))(batch)[0], load_batch(batch)[0])
 
 
 def test_names_are_a_sequence_and_small():

@@ -31,7 +31,19 @@ RUN_FILES = (CONFIG, CURRENT, PREVIOUS, METRICS, RESULTS)
 
 # They say where and how to run, not what: two runs that differ in nothing else are the same run.
 NOT_COMPARED = {
-    *("data_dir", "download", "run_dir", "resume", "eval_only", "dry_run", "runs", "device", "compile", "workers"),
+    *(
+        "data_dir",
+        "download",
+        "run_dir",
+        "resume",
+        "eval_only",
+        "dry_run",
+        "runs",
+        "device",
+        "threads",
+        "compile",
+        "workers",
+    ),
     *("decoder", "log_interval", "checkpoint_minutes", "tensorboard", "profile", "onnx", "bank_storage"),
 }
 
@@ -76,7 +88,7 @@ def locked(path: Path, ranks: Ranks, flag: str) -> Iterator[None]:
     is another name for ``flag``. File systems without locks give none.
     """
     with ExitStack() as held:
-        ranks.first(lambda: _lock(path, flag, held))
+        ranks.on_first(lambda: _lock(path, flag, held))
         yield
 
 

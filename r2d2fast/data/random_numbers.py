@@ -7,25 +7,33 @@ from torch import Tensor
 _STEP, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def uniform(seed: int, draws: Tensor, count: int) -> Tensor:
-    """``count`` numbers for each draw, uniform in [0, 1): the same for the same ``seed`` and draw, on every device.
+def derive_seed(*numbers: int) -> int:
+    """One seed, 0 … 2⁶³ − 1, of several numbers, each at least 0 and below 2⁶³."""
+    seed = 0
+    for number in numbers:
+        seed = _mix_number((seed ^ number) + _STEP)
+    return seed >> 1
+
+
+def uniform(seed: int, keys: Tensor, count: int) -> Tensor:
+    """``count`` numbers for each key, uniform in [0, 1): the same for the same ``seed`` and key, on every device.
 
     A resumed run, one on another number of ranks or loader processes, makes the same augmentations: each image that an
-    epoch uses has a draw number of its own. Number j of a draw does not depend on ``count``.
+    epoch uses has a key of its own. Number j of a key does not depend on ``count``.
 
     Args:
         seed: of the run; any whole number, taken modulo 2⁶⁴.
-        draws: int64 ``[B]``, any values.
+        keys: int64 ``[B]``, any values.
         count: numbers wanted of each.
 
     Returns:
-        float32 ``[B, count]``, multiples of 2⁻²⁴, on the device of ``draws``, which is not waited for.
+        float32 ``[B, count]``, multiples of 2⁻²⁴, on the device of ``keys``, which is not waited for.
     """
     # The seed is mixed in Python: a tensor made of it would have to be copied to the device, and waited for.
-    keys = _mix(draws ^ _signed(_mix_number(seed + _STEP)))
-    columns = torch.arange(1, count + 1, dtype=torch.int64, device=draws.device)
+    mixed = _mix(keys ^ _signed(_mix_number(seed + _STEP)))
+    columns = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device)
     # 24 bits, all that a float32 below 1 can hold.
-    return _shift(_mix(keys[:, None] + columns * _signed(_STEP)), 40).float() * 2.0**-24
+    return _shift(_mix(mixed[:, None] + columns * _signed(_STEP)), 40).float() * 2.0**-24
 
 
 def _mix(z: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from r2d2fast.data.dataset import Augmentation
-from r2d2fast.data.decode import BadImageError, decode
-from r2d2fast.data.draws import uniform
-from r2d2fast.data.tree import Files
-from r2d2fast.data.views import RANDOM_NUMBERS, View, centre_view, random_view
+from r2d2fast.data.order import Batch, keys_of
+from r2d2fast.data.photographs.crop import RANDOM_NUMBERS, Crop, centre_crop, random_crop
+from r2d2fast.data.photographs.decode import BadImageError, decode
+from r2d2fast.data.photographs.tree import Files
+from r2d2fast.data.random_numbers import uniform
 
 OnBadImage = Literal["error", "skip"]
 Decoder = Literal["cpu", "dali"]
@@ -32,7 +33,7 @@ class PhotographOptions:
             its row in the bank. (Another sample's picture would train this sample's label or pseudo-logits on what it does not
             show. To leave such images out for good, pack the data set with ``--on-bad-image skip``.)
         decoder: ``"cpu"``: the loader processes decode and resize. ``"dali"``: they only read, and NVIDIA DALI decodes and
-            resizes on the training device (:mod:`r2d2fast.data.dali`).
+            resizes on the training device (:mod:`r2d2fast.data.photographs.dali`).
 
     Raises ValueError for a value that is not accepted.
     """
@@ -64,13 +65,13 @@ class Load:
     augmentation: Augmentation | None
     seed: int
 
-    def __call__(self, index: Tensor, draws: Tensor) -> tuple[Tensor, list[Exception]]:
+    def __call__(self, batch: Batch) -> tuple[Tensor, list[Exception]]:
         """Images, uint8 ``[B, 3, size, size]``, channels last, and what went wrong; exceptions of a worker lose their form."""
-        images = self.empty(len(index))
+        images = self.empty(len(batch.samples))
         failures: list[Exception] = []
-        for place, (sample, numbers) in enumerate(zip(index.tolist(), self.numbers(draws), strict=True)):
+        for place, (sample, numbers) in enumerate(zip(batch.samples.tolist(), self.numbers(batch), strict=True)):
             try:
-                self.show(images[place], self.files.read(sample), sample, numbers)
+                self.write_crop(images[place], self.files.read(sample), sample, numbers)
             except (BadImageError, OSError) as error:
                 failures.append(error)
         return images, failures
@@ -81,21 +82,21 @@ class Load:
         images = torch.empty(count, size, size, 3, dtype=torch.uint8)
         return images.copy_(torch.tensor(MEAN).mul(255).round()).permute(0, 3, 1, 2)
 
-    def numbers(self, draws: Tensor) -> list[list[float]]:
-        """For each draw what :meth:`view` takes; nothing for evaluation."""
+    def numbers(self, batch: Batch) -> list[list[float]]:
+        """For each image of a batch the random numbers that :meth:`crop` takes; none for evaluation."""
         if self.augmentation is None:
-            return [[]] * len(draws)
-        return uniform(self.seed, draws, RANDOM_NUMBERS).tolist()
+            return [[]] * len(batch.samples)
+        return uniform(self.seed, keys_of(batch), RANDOM_NUMBERS).tolist()
 
-    def view(self, height: int, width: int, numbers: list[float]) -> View:
-        """The view of a photograph of a size that training, or evaluation, is to see."""
+    def crop(self, height: int, width: int, numbers: list[float]) -> Crop:
+        """The crop of a photograph of a size that training, or evaluation, is to see."""
         options = self.options
         if self.augmentation is None:
-            return centre_view(height, width, options.resize, options.image_size)
-        return random_view(height, width, options.image_size, numbers, self.augmentation.flip)
+            return centre_crop(height, width, options.resize, options.image_size)
+        return random_crop(height, width, options.image_size, numbers, self.augmentation.flip)
 
-    def show(self, image: Tensor, data: bytes | memoryview, sample: int, numbers: list[float]) -> None:
-        """Write the view of an encoded photograph into ``image``, uint8 ``[3, size, size]``. Raises BadImageError."""
+    def write_crop(self, image: Tensor, data: bytes | memoryview, sample: int, numbers: list[float]) -> None:
+        """Write the crop of an encoded photograph into ``image``, uint8 ``[3, size, size]``. Raises BadImageError."""
         pixels = decode(data, self.files.names[sample])
         height, width, _ = pixels.shape
-        image.copy_(self.view(height, width, numbers).of(pixels)[0])
+        image.copy_(self.crop(height, width, numbers).of(pixels)[0])

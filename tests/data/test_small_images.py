@@ -13,10 +13,10 @@ import torchvision.datasets.utils
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 
-from r2d2fast.data import readers
+from r2d2fast.data import consecutive_batches, small_images
 from r2d2fast.data.errors import DataError
-from r2d2fast.data.readers import FASHION_MNIST_PACKAGE, SMALL_DATASETS, load_dataset
 from r2d2fast.data.resident import channel_statistics
+from r2d2fast.data.small_images import FASHION_MNIST_PACKAGE, SMALL_DATASETS, load_dataset
 from tests.data import stand_ins
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ REAL_FASHION_MNIST = FASHION_MNIST_PACKAGE
 @pytest.fixture(autouse=True)
 def _no_package(monkeypatch):
     """Stand-ins alone, whatever is installed."""
-    monkeypatch.setattr(readers, "FASHION_MNIST_PACKAGE", NOWHERE)
+    monkeypatch.setattr(small_images, "FASHION_MNIST_PACKAGE", NOWHERE)
 
 
 def load(name, root, download=False):
@@ -36,7 +36,7 @@ def load(name, root, download=False):
 
 def every_image(images):
     """As evaluation sees them."""
-    (batch,) = images.batches([(torch.arange(len(images)), torch.arange(len(images)))], None, 0)
+    (batch,) = images.batches(consecutive_batches(torch.arange(len(images)), 10**6), None, 0)
     return batch
 
 
@@ -181,7 +181,7 @@ def test_plain_idx_files_are_those_that_torchvision_reads(tmp_path):
 
 def test_fashion_mnist_is_found_in_debians_package_where_the_root_has_none(tmp_path, monkeypatch):
     stand_ins.mnist(tmp_path / "package", packed=True)
-    monkeypatch.setattr(readers, "FASHION_MNIST_PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(small_images, "FASHION_MNIST_PACKAGE", tmp_path / "package")
     check_mnist(load("fashion-mnist", tmp_path / "root"))
     assert not (tmp_path / "root").exists()
 
@@ -189,19 +189,19 @@ def test_fashion_mnist_is_found_in_debians_package_where_the_root_has_none(tmp_p
 def test_fashion_mnist_of_the_root_comes_before_debians_package(tmp_path, monkeypatch):
     stand_ins.mnist(tmp_path / "package", packed=True, train=30)
     stand_ins.mnist(tmp_path / "root" / "FashionMNIST" / "raw", packed=False)
-    monkeypatch.setattr(readers, "FASHION_MNIST_PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(small_images, "FASHION_MNIST_PACKAGE", tmp_path / "package")
     check_mnist(load("fashion-mnist", tmp_path / "root"))
 
 
 @pytest.mark.skipif(not REAL_FASHION_MNIST.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_the_real_fashion_mnist(monkeypatch):
-    monkeypatch.setattr(readers, "FASHION_MNIST_PACKAGE", REAL_FASHION_MNIST)
+    monkeypatch.setattr(small_images, "FASHION_MNIST_PACKAGE", REAL_FASHION_MNIST)
     dataset = load("fashion-mnist", NOWHERE)
     assert (len(dataset.train), len(dataset.test), dataset.train.shape) == (60_000, 10_000, (1, 28, 28))
     assert torch.bincount(dataset.train_labels).tolist() == [6000] * 10
     assert torch.bincount(dataset.test_labels).tolist() == [1000] * 10
     # The published mean and deviation are 0.2860 and 0.3530 of 255; the first training image is an ankle boot.
-    first = dataset.train.batches([(torch.arange(1000), torch.arange(1000))], None, 0)
+    first = dataset.train.batches(consecutive_batches(torch.arange(1000), 1000), None, 0)
     background = float(next(first).min())
     assert abs(background - -0.2860 / 0.3530) < 1e-3
     assert dataset.class_names[int(dataset.train_labels[0])] == "Ankle boot"
@@ -301,7 +301,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, name):
         raise PermissionError(13, "Permission denied")
 
     # Tests may run as root, whom no permission stops.
-    monkeypatch.setattr(readers, "check_integrity", denied)
+    monkeypatch.setattr(small_images, "check_integrity", denied)
     monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(DataError, match=r"^cannot read .*(data_batch_1|train-images-idx3-ubyte): Permission denied$"):
         load(name, tmp_path)

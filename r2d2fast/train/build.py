@@ -22,6 +22,8 @@ def make_network(config: Config, shape: tuple[int, int, int], num_classes: int, 
             shape[0],
             shape[1],
             bn_groups=config.bn_groups,
+            input_noise=config.input_noise,
+            weight_norm=config.weight_norm,
             pretrained=config.pretrained,
         )
     except PretrainedError as error:

@@ -4,30 +4,51 @@ With several ranks each computes the same global batches and takes its part of e
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Draw numbers (see draws.uniform): the epoch's number above, the place in the epoch's global order below.
+from r2d2fast.data.random_numbers import derive_seed
+
+# Keys (see random_numbers.uniform): the epoch's number above, the place in the epoch's global order below.
 _PLACES = 2**40
 # What a permutation is for: no two of one run are the same by accident.
 _EPOCH, _LABELLED, _PARTITION = range(3)
 
 
-def fold(*numbers: int) -> int:
-    """One seed, 0 … 2^63 − 1, of several numbers, each at least 0 and below 2^63."""
-    result = 0
-    for number in numbers:
-        # Of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014).
-        result = (result ^ number) + 0x9E3779B97F4A7C15 & 2**64 - 1
-        result = (result ^ result >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
-        result = (result ^ result >> 27) * 0x94D049BB133111EB & 2**64 - 1
-        result ^= result >> 31
-    return result >> 1
+class Batch(NamedTuple):
+    """The samples that a rank takes in one step, in training, prediction and evaluation.
+
+    Attributes:
+        samples: int64 ``[B]``, on the CPU: their numbers in the data set.
+        keys: int64 ``[B]``, on the CPU: what each sample's random numbers are made from (``random_numbers.uniform``), another one
+            for every use of a sample. None where nothing is random, that is without an augmentation.
+        global_size: the number of samples in this step on all ranks together.
+    """
+
+    samples: Tensor
+    keys: Tensor | None
+    global_size: int
 
 
-class Batches:
-    """Batches of sample indices for one rank.
+def keys_of(batch: Batch) -> Tensor:
+    """The keys of a batch for training. Raises ValueError for one without."""
+    if batch.keys is None:
+        raise ValueError("a batch without keys has no random numbers for an augmentation; accepted: augmentation None")
+    return batch.keys
+
+
+def consecutive_batches(samples: Tensor, size: int) -> list[Batch]:
+    """Batches for prediction and evaluation: ``samples`` (int64 ``[n]``) in their order, ``size`` at a time, nothing random.
+
+    There are none where there are no samples, which happens on a rank where images are few.
+    """
+    return [Batch(index, None, len(index)) for index in samples.split(size) if len(index)]
+
+
+class BatchSampler:
+    """The batches of one rank.
 
     Args:
         labelled, unlabelled: int64, on the CPU, sample indices.
@@ -52,21 +73,19 @@ class Batches:
         parts = list(order.chunk(self.ranks))
         return parts + [order[:0]] * (self.ranks - len(parts))
 
-    def shuffled(self, samples: Tensor, size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def shuffled(self, samples: Tensor, size: int, epoch: int) -> Iterator[Batch]:
         """One pass over ``samples`` (int64 ``[n]``) in the order of an epoch, :func:`shuffled_steps` batches.
 
-        Yields indices, draw numbers and the size of the global batch; the last may be smaller than ``size``.
+        The last global batch may be smaller than ``size``.
         """
         order = self._permuted(samples, _EPOCH, epoch)
-        draws = epoch * _PLACES + torch.arange(len(order))
+        keys = epoch * _PLACES + torch.arange(len(order))
         for step in range(shuffled_steps(len(samples), size, self.ranks)):
             part = slice(step * size, min((step + 1) * size, len(order)))
-            index, draw = (tensor[part].tensor_split(self.ranks)[self.rank] for tensor in (order, draws))
-            yield index, draw, part.stop - part.start
+            own_index, own_keys = (tensor[part].tensor_split(self.ranks)[self.rank] for tensor in (order, keys))
+            yield Batch(own_index, own_keys, part.stop - part.start)
 
-    def mixed(
-        self, sizes: tuple[int, int], epoch: int, pass_number: int, prediction: int
-    ) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def mixed(self, sizes: tuple[int, int], epoch: int, pass_number: int, prediction: int) -> Iterator[Batch]:
         """One pass over the unlabelled samples, :func:`mixed_steps` batches, labelled ones after them in each.
 
         What does not fill a batch is left out of this pass (reference implementation). The labelled ones are an endless
@@ -85,13 +104,13 @@ class Batches:
         taken = pass_number * steps * labelled
         stream = self._stream(taken, taken + steps * labelled)
         mine, few = unlabelled // self.ranks, labelled // self.ranks
-        places = torch.cat(
-            [self.rank * mine + torch.arange(mine), unlabelled + self.rank * few + torch.arange(few)]
-        ) + (epoch * _PLACES)
+        keys = torch.cat([self.rank * mine + torch.arange(mine), unlabelled + self.rank * few + torch.arange(few)]) + (
+            epoch * _PLACES
+        )
         for step in range(steps):
             first = step * labelled + self.rank * few
             index = torch.cat([own[step * mine : (step + 1) * mine], stream[first : first + few]])
-            yield index, places + step * total, total
+            yield Batch(index, keys + step * total, total)
 
     def _stream(self, begin: int, end: int) -> Tensor:
         """The places ``begin`` … ``end`` − 1 of the endless stream of labelled samples."""
@@ -101,7 +120,7 @@ class Batches:
         return torch.cat(parts)[begin - rounds.start * size : end - rounds.start * size] if parts else self.labelled[:0]
 
     def _permuted(self, samples: Tensor, purpose: int, number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(fold(self.seed, purpose, number))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, purpose, number))
         return samples[torch.randperm(len(samples), generator=generator)]
 
 

@@ -1,13 +1,13 @@
 """Batches of photographs, decoded and resized by NVIDIA DALI on the training device (``pip install "r2d2fast[dali]"``).
 
-Loader processes read the files and choose each one's view, as where the CPU decodes. DALI, which gets bytes and views, makes the
+Loader processes read the files and choose each one's crop, as where the CPU decodes. DALI, which gets bytes and crops, makes the
 next batch while training uses this one; on a GPU with nvJPEG.
 
-Pixels are the CPU's within 1 of 255, but for a view's outermost ones: where the filter reaches beyond what was cut, DALI repeats
+Pixels are the CPU's within 1 of 255, but for a crop's outermost ones: where the filter reaches beyond what was cut, DALI repeats
 the border, and PyTorch goes without.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from r2d2fast.data.dataset import Order
-from r2d2fast.data.decode import BadImageError, jpeg_header
 from r2d2fast.data.errors import DataError
-from r2d2fast.data.loading import load_batches
-from r2d2fast.data.photographs import Load
-from r2d2fast.data.views import View
+from r2d2fast.data.order import Batch
+from r2d2fast.data.photographs.crop import Crop
+from r2d2fast.data.photographs.decode import BadImageError, jpeg_header
+from r2d2fast.data.photographs.load import Load
+from r2d2fast.data.photographs.workers import load_batches
 
 # The end of a JPEG file, after which some cameras and servers write a few bytes more.
 _END_MARKER = b"\xff\xd9"
@@ -34,15 +34,15 @@ class _Encoded(NamedTuple):
     Attributes:
         data: uint8, the JPEG files for DALI, one after another.
         ends: int64 ``[J]``, where each ends.
-        views: int32 ``[J, 10]``, a :class:`View` each.
-        others: uint8 ``[B - J, 3, size, size]``, the views that the loader made itself.
+        crops: int32 ``[J, 10]``, a :class:`Crop` each.
+        others: uint8 ``[B - J, 3, size, size]``, the crops that the loader made itself.
         order: int64 ``[B]``, for each image of the batch its number among those of DALI and the others.
         failures: what went wrong.
     """
 
     data: Tensor
     ends: Tensor
-    views: Tensor
+    crops: Tensor
     others: Tensor
     order: Tensor
     failures: list[Exception]
@@ -57,30 +57,30 @@ class _Read:
 
     load: Load
 
-    def __call__(self, index: Tensor, draws: Tensor) -> _Encoded:
+    def __call__(self, batch: Batch) -> _Encoded:
         load = self.load
         files: list[np.ndarray] = []
-        views: list[View] = []
+        crops: list[Crop] = []
         places: list[int] = []
-        others = load.empty(len(index))
+        others = load.empty(len(batch.samples))
         failures: list[Exception] = []
-        for place, (sample, numbers) in enumerate(zip(index.tolist(), load.numbers(draws), strict=True)):
+        for place, (sample, numbers) in enumerate(zip(batch.samples.tolist(), load.numbers(batch), strict=True)):
             try:
                 data = load.files.read(sample)
                 shape = _shape_for_dali(data)
                 if shape is None:
-                    load.show(others[place], data, sample, numbers)
+                    load.write_crop(others[place], data, sample, numbers)
                 else:
                     files.append(np.frombuffer(data, np.uint8))
-                    views.append(load.view(*shape, numbers))
+                    crops.append(load.crop(*shape, numbers))
                     places.append(place)
             except (BadImageError, OSError) as error:
                 failures.append(error)
-        rest = sorted(set(range(len(index))).difference(places))
+        rest = sorted(set(range(len(batch.samples))).difference(places))
         return _Encoded(
             torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *files])),
             torch.tensor([len(file) for file in files], dtype=torch.int64).cumsum(0),
-            torch.tensor(views, dtype=torch.int32).view(-1, len(View._fields)),
+            torch.tensor(crops, dtype=torch.int32).view(-1, len(Crop._fields)),
             others[rest],
             torch.tensor(places + rest).argsort(),
             failures,
@@ -100,7 +100,7 @@ class _Pipeline:
 
     Args:
         largest: most files in a batch.
-        device: where the views are wanted; on a GPU that is where they are decoded.
+        device: where the crops are wanted; on a GPU that is where they are decoded.
         threads: that DALI has on the CPU.
     """
 
@@ -124,22 +124,22 @@ class _Pipeline:
         )
         def pipeline() -> Any:
             files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
-            views = fn.external_source(name="views", dtype=types.INT32, ndim=1)
+            crops = fn.external_source(name="crops", dtype=types.INT32, ndim=1)
             # As libjpeg-turbo does by default: chroma interpolated, orientation left alone. Only the part that is cut is decoded.
             part = fn.decoders.image_slice(
                 files,
                 device="mixed" if on_gpu else "cpu",
-                start=views[0:2],
-                shape=views[2:4],
+                start=crops[0:2],
+                shape=crops[2:4],
                 axis_names="HW",
                 jpeg_fancy_upsampling=True,
                 adjust_orientation=False,
             )
             image = fn.resize(
-                part, size=fn.cast(views[4:6], dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True
+                part, size=fn.cast(crops[4:6], dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True
             )
-            view = fn.slice(image, start=views[6:8], shape=fn.stack(views[8], views[8]), axis_names="HW")
-            return fn.flip(view, horizontal=views[9])
+            crop = fn.slice(image, start=crops[6:8], shape=fn.stack(crops[8], crops[8]), axis_names="HW")
+            return fn.flip(crop, horizontal=crops[9])
 
         self._pipeline = pipeline()
         self._pipeline.build()
@@ -147,18 +147,18 @@ class _Pipeline:
     def give(self, encoded: _Encoded) -> None:
         files = [file.numpy() for file in encoded.data.tensor_split(encoded.ends[:-1])]
         self._pipeline.feed_input("files", files)
-        self._pipeline.feed_input("views", encoded.views.numpy())
+        self._pipeline.feed_input("crops", encoded.crops.numpy())
         self._pipeline.schedule_run()
 
     def take(self) -> Tensor:
-        """The views: uint8 ``[J, 3, size, size]``, channels last."""
+        """The crops: uint8 ``[J, 3, size, size]``, channels last."""
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         (batch,) = self._pipeline.outputs(stream)
-        views = batch.as_tensor()
+        crops = batch.as_tensor()
         # Not by DLPack: when PyTorch lets go of DALI's memory, a thread of DALI's waits for the whole device, which a stream that
         # records a CUDA graph does not stand (by its source; no GPU here to see it).
-        copy = torch.empty(views.shape(), dtype=torch.uint8, device=self._device)
-        self._copy(views, copy, cuda_stream=stream)
+        copy = torch.empty(crops.shape(), dtype=torch.uint8, device=self._device)
+        self._copy(crops, copy, cuda_stream=stream)
         return copy.permute(0, 3, 1, 2)
 
 
@@ -170,9 +170,9 @@ class _Decoder:
         self._new_pipeline = partial(_Pipeline, largest, device, max(1, load.options.workers))
         self._device = device
         self._pipeline: _Pipeline | None = None
-        self._begun: tuple[tuple[Tensor, Tensor], _Encoded] | None = None
+        self._begun: tuple[Batch, _Encoded] | None = None
 
-    def begin(self, batch: tuple[Tensor, Tensor], encoded: _Encoded) -> None:
+    def begin(self, batch: Batch, encoded: _Encoded) -> None:
         """Begin with a batch, of which the loader has made ``encoded``. The one before has been finished."""
         self._begun = batch, encoded
         if len(encoded.ends):
@@ -192,16 +192,16 @@ class _Decoder:
         images = encoded.others.to(self._device)
         if self._pipeline is not None and len(encoded.ends):
             try:
-                views = self._pipeline.take()
+                crops = self._pipeline.take()
             # Of several types; what DALI says of all of them is that the pipeline is no longer valid.
             except Exception as error:
                 self._pipeline = None
                 return self._by_cpu(batch, error)
-            images = torch.cat([views, images])[encoded.order.to(self._device)] if len(images) else views
+            images = torch.cat([crops, images])[encoded.order.to(self._device)] if len(images) else crops
         return images, encoded.failures
 
-    def _by_cpu(self, batch: tuple[Tensor, Tensor], error: Exception) -> tuple[Tensor, list[Exception]]:
-        images, failures = self._load(*batch)
+    def _by_cpu(self, batch: Batch, error: Exception) -> tuple[Tensor, list[Exception]]:
+        images, failures = self._load(batch)
         if not failures:
             raise DataError(
                 f"DALI failed at images that the CPU can decode; --resume --decoder cpu goes on without it. {error}"
@@ -223,7 +223,7 @@ def require_dali() -> None:
         ) from error
 
 
-def dali_batches(load: Load, order: Order, device: torch.device) -> Iterator[tuple[Tensor, list[Exception]]]:
+def dali_batches(load: Load, order: Sequence[Batch], device: torch.device) -> Iterator[tuple[Tensor, list[Exception]]]:
     """Each batch of ``order``: its images, uint8 ``[B, 3, size, size]``, channels last, on ``device``, and what went wrong.
 
     A file that DALI cannot decode ends its pipeline. Its batch is then decoded by the CPU, which knows what is wrong with which
@@ -231,7 +231,7 @@ def dali_batches(load: Load, order: Order, device: torch.device) -> Iterator[tup
 
     Raises DataError if DALI cannot work, or fails at a batch that the CPU can decode.
     """
-    decoder = _Decoder(load, max((len(index) for index, _ in order), default=1), device)
+    decoder = _Decoder(load, max((len(batch.samples) for batch in order), default=1), device)
     for batch, encoded in zip(order, load_batches(_Read(load), order, load.options.workers), strict=True):
         done = decoder.finish()
         decoder.begin(batch, encoded)

@@ -16,22 +16,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from photographs import encoded, piece, write_class_folders, write_tree
 from PIL import Image
 
-from r2d2fast.data import pack as packing
 from r2d2fast.data.dataset import Augmentation
-from r2d2fast.data.decode import BadImageError, decode
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.folder import load_folder, load_imagenet
-from r2d2fast.data.pack import main, pack
-from r2d2fast.data.packed import open_packed
-from r2d2fast.data.photographs import PhotographOptions
+from r2d2fast.data.pack import main
+from r2d2fast.data.photographs import packing
+from r2d2fast.data.photographs.decode import BadImageError, decode
+from r2d2fast.data.photographs.load import PhotographOptions
+from r2d2fast.data.photographs.packed import open_packed
+from r2d2fast.data.photographs.packing import pack
+from tests.data.keyed import keyed
+from tests.data.small_photographs import encoded, piece, write_class_folders, write_tree
 from tests.limits import file_size_limit
 
 CPU = torch.device("cpu")
 SMALL = PhotographOptions(32, 40)
-ORDER = [(torch.tensor([3, 0, 11]), torch.tensor([5, 6, 7]))]
+ORDER = [keyed([3, 0, 11], [5, 6, 7])]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_evaluation_sees_almost_the_same_images(tmp_path):
     write_tree(tmp_path / "originals", 2, 4, width=420, height=360)
     pack(tmp_path / "originals", tmp_path / "packed")
     ours, originals = (
-        next(load_folder(tmp_path / name, CPU).test.batches([(torch.arange(4), torch.arange(4))], None, 0))
+        next(load_folder(tmp_path / name, CPU).test.batches([keyed(range(4))], None, 0))
         for name in ("packed", "originals")
     )
     # What JPEG of quality 90 costs here is 0.049 standard deviations of ImageNet's pixels; quality 75, 0.072.
@@ -94,7 +96,7 @@ def test_batches_depend_on_neither_workers_nor_processes(packed):
     assert torch.equal(alone, shared)
     load = load_folder(packed, CPU, SMALL).train.loading(Augmentation(flip=True), 1)
     copy = pickle.loads(pickle.dumps(load))
-    assert torch.equal(load(*ORDER[0])[0], copy(*ORDER[0])[0])
+    assert torch.equal(load(ORDER[0])[0], copy(ORDER[0])[0])
 
 
 def test_a_packed_copy_is_the_same_for_any_number_of_workers(root, packed, tmp_path):
@@ -185,7 +187,7 @@ def test_bad_images_are_skipped_counted_and_listed(damaged, tmp_path, capsys):
     assert "china/004.jpg" not in data.train_names
     assert (len(data.train), len(data.test)) == (11, 5)
     assert data.train_labels.tolist() == [0] * 5 + [1] * 6
-    assert len(next(data.train.batches([(torch.arange(11), torch.arange(11))], None, 0))) == 11
+    assert len(next(data.train.batches([keyed(range(11))], None, 0))) == 11
 
 
 def test_a_part_without_a_single_good_image(root, tmp_path):
@@ -195,7 +197,7 @@ def test_a_part_without_a_single_good_image(root, tmp_path):
         path.parent.mkdir(parents=True)
         path.write_text("no image")
     with pytest.raises(DataError, match=r"none of the 2 images of part 'test' can be decoded"):
-        pack(tmp_path / "source", tmp_path / "packed", skip=True)
+        pack(tmp_path / "source", tmp_path / "packed", on_bad_image="skip")
     assert not (tmp_path / "packed").exists()
 
 
@@ -210,7 +212,7 @@ def test_an_unreadable_image_is_an_error_even_where_bad_ones_are_skipped(root, t
     source = shutil.copytree(root, tmp_path / "source")
     (source / "train/china/gone.jpg").symlink_to("nowhere")
     with pytest.raises(DataError, match=r"cannot read china/gone\.jpg.*No such file"):
-        pack(source, tmp_path / "packed", skip=True)
+        pack(source, tmp_path / "packed", on_bad_image="skip")
 
 
 # --- writing

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from r2d2fast.data.draws import uniform
+from r2d2fast.data.random_numbers import uniform
 from tests.data.waiting import NeverWaits
 
 SEEDS = [0, 1, 12345, -1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63)]

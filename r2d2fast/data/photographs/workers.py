@@ -6,35 +6,34 @@ import multiprocessing
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from r2d2fast.data.dataset import Order
+from r2d2fast.data.order import Batch
 
-Batch = TypeVar("Batch")
-Load = Callable[[Tensor, Tensor], Batch]
+Loaded = TypeVar("Loaded")
+Load = Callable[[Batch], Loaded]
 
 
 class LoaderError(RuntimeError):
     """A loader process is gone; the message says what to do."""
 
 
-def load_batches(load: Load[Batch], order: Order, workers: int, pin: bool = False) -> Iterator[Batch]:
-    """``load(index, draws)`` for each batch of ``order``, in its order.
+def load_batches(load: Load[Loaded], order: Sequence[Batch], workers: int, pin: bool = False) -> Iterator[Loaded]:
+    """``load(batch)`` for each batch of ``order``, in its order.
 
     What ``load`` returns can depend on its arguments alone, so it does not depend on the number of workers.
 
     Args:
         load: called in one of the worker processes, with PyTorch on one thread; what it raises is raised here. Has
             to be picklable where processes are not forked.
-        order: batches of sample indices and draw numbers.
+        order: the batches.
         workers: processes, each up to two batches ahead; 0: ``load`` is called here, when its batch is asked for.
         pin: whether tensors are put in page-locked memory, from which copies to a GPU are asynchronous.
 
@@ -44,7 +43,9 @@ def load_batches(load: Load[Batch], order: Order, workers: int, pin: bool = Fals
         _Loading(load),
         batch_size=None,
         # Tensors would be lent to the workers by a thread of this process, which complains where one of them ends.
-        sampler=[(index.numpy(), draws.numpy()) for index, draws in order],
+        sampler=[
+            (one.samples.numpy(), None if one.keys is None else one.keys.numpy(), one.global_size) for one in order
+        ],
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
@@ -52,13 +53,13 @@ def load_batches(load: Load[Batch], order: Order, workers: int, pin: bool = Fals
         # The workers' seeds, which nothing here uses, would otherwise be drawn from the generator that dropout draws from.
         generator=torch.Generator(),
     )
-    with _child_signal_kept(), _termination_left_to_the_trainer():
+    with _child_signal_kept(), _termination_left_to_the_trainer(), _inherited_objects_kept():
         before = set(multiprocessing.active_children())
         batches = iter(loader)
         _workers.update(set(multiprocessing.active_children()) - before)
     while True:
         try:
-            batch = next(batches)
+            loaded = next(batches)
         except StopIteration:
             return
         except RuntimeError as error:
@@ -68,27 +69,29 @@ def load_batches(load: Load[Batch], order: Order, workers: int, pin: bool = Fals
                 f"a loader process died ({str(error).strip()}): killed, most often because the machine ran out of memory, or out "
                 "of shared memory (/dev/shm). Try fewer --workers; --resume goes on from the last checkpoint"
             ) from error
-        yield batch
+        yield loaded
 
 
-class _Loading(Dataset[Batch], Generic[Batch]):
+class _Loading(Dataset[Loaded], Generic[Loaded]):
     """A data set whose items are batches."""
 
-    def __init__(self, load: Load[Batch]) -> None:
+    def __init__(self, load: Load[Loaded]) -> None:
         self.load = load
 
-    def __getitem__(self, batch: tuple[np.ndarray, np.ndarray]) -> Batch:
+    def __getitem__(self, arrays: tuple[np.ndarray, np.ndarray | None, int]) -> Loaded:
+        index, keys, global_size = arrays
+        batch = Batch(torch.from_numpy(index), None if keys is None else torch.from_numpy(keys), global_size)
         # The operations on one image are too small to share; where other work keeps the cores busy, waiting for each other's
         # threads took most of the time. Workers have one thread anyway.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return self.load(*map(torch.from_numpy, batch))
+            return self.load(batch)
         finally:
             torch.set_num_threads(threads)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Loaded) -> Loaded:
     return batch
 
 
@@ -105,13 +108,23 @@ def _termination_left_to_the_trainer() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def _inherited_objects_kept() -> Iterator[None]:
+    """Processes that are forked in the context do not destroy objects of this one, as their own garbage.
+
+    Collecting the copy of a DALI pipeline, whose threads do not exist in the worker, never ended. In the worker itself it would
+    be too late: PyTorch can collect before it calls ``worker_init_fn``.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _begin_worker(_: int) -> None:
     # Not blocked, where the process was not forked: threads that its imports have started would hear it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if multiprocessing.get_start_method() == "fork":
-        # What it inherits is not its own to destroy: collecting the copy of a DALI pipeline, whose threads do not exist here,
-        # never ended.
-        gc.freeze()
 
 
 _workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()

@@ -4,25 +4,25 @@ import shutil
 
 import pytest
 import torch
-from photographs import encoded, piece, pixels, write_tree
 
 from r2d2fast.data.dataset import Augmentation
-from r2d2fast.data.decode import BadImageError
 from r2d2fast.data.errors import DataError
-from r2d2fast.data.folder import FolderImages, load_folder
+from r2d2fast.data.folder import load_folder
 from r2d2fast.data.names import Names
-from r2d2fast.data.pack import pack
-from r2d2fast.data.photographs import STD, PhotographOptions
-from r2d2fast.data.tree import FolderFiles
+from r2d2fast.data.photographs.decode import BadImageError
+from r2d2fast.data.photographs.images import PhotographImages
+from r2d2fast.data.photographs.load import STD, PhotographOptions
+from r2d2fast.data.photographs.packing import pack
+from r2d2fast.data.photographs.tree import FolderFiles
+from tests.data.keyed import keyed
+from tests.data.small_photographs import encoded, piece, pixels, write_tree
 
 FLIP = Augmentation(flip=True)
 # A pixel's value of 255, once normalised.
 ONE = 1 / (255 * min(STD))
 
 
-@pytest.fixture(autouse=True)
-def _installed():
-    pytest.importorskip("nvidia.dali")
+pytestmark = pytest.mark.extra("nvidia.dali")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -38,7 +38,7 @@ def root(tmp_path_factory):
 
 
 def order(*batches):
-    return [(torch.tensor(batch), torch.tensor(batch) + 1000) for batch in batches]
+    return [keyed(batch) for batch in batches]
 
 
 def assert_same_images(one, other):
@@ -110,7 +110,7 @@ def test_every_kind_of_image_is_what_the_cpu_makes_of_it(tmp_path, augmentation,
     batches = order(list(range(len(kinds()))), *([number] for number in range(len(kinds()))))
     expected, found = (
         list(
-            FolderImages(files, torch.device(where), PhotographOptions(32, 40, decoder=decoder)).batches(
+            PhotographImages(files, torch.device(where), PhotographOptions(32, 40, decoder=decoder)).batches(
                 batches, augmentation, 3
             )
         )
@@ -168,7 +168,7 @@ def test_where_only_dali_fails_it_is_not_hidden(root, monkeypatch):
     def fail(pipeline):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("r2d2fast.data.dali._Pipeline.take", fail)
+    monkeypatch.setattr("r2d2fast.data.photographs.dali._Pipeline.take", fail)
     with pytest.raises(
         DataError, match=r"DALI failed at images that the CPU can decode; --resume --decoder cpu goes.*out of memory"
     ):
@@ -179,6 +179,6 @@ def test_where_dali_cannot_start_there_is_a_way_out(root, monkeypatch):
     def fail(pipeline, encoded):
         raise RuntimeError("driver version is insufficient")
 
-    monkeypatch.setattr("r2d2fast.data.dali._Pipeline.give", fail)
+    monkeypatch.setattr("r2d2fast.data.photographs.dali._Pipeline.give", fail)
     with pytest.raises(DataError, match=r"--decoder dali: DALI cannot work here; --decoder cpu .*driver version"):
         list(load(root).train.batches(order([0, 1]), None, 0))

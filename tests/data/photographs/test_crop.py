@@ -3,12 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from photographs import piece
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from r2d2fast.data.draws import uniform
-from r2d2fast.data.views import RANDOM_NUMBERS, centre_view, random_crop, random_view, resized, resized_shape
+from r2d2fast.data.photographs.crop import (
+    RANDOM_NUMBERS,
+    centre_crop,
+    random_crop,
+    random_rectangle,
+    resized,
+    resized_shape,
+)
+from r2d2fast.data.random_numbers import uniform
+from tests.data.small_photographs import piece
 
 SHAPES = [(375, 500), (500, 333), (72, 96), (96, 72), (20, 30), (300, 40), (1, 300), (300, 1), (1, 1)]
 
@@ -30,7 +37,7 @@ def test_crops_are_distributed_as_torchvision_s(height, width):
     count = 3000
     theirs = torchvision_crops(height, width, count)
     ours = np.array(
-        [random_crop(height, width, row) for row in uniform(0, torch.arange(count), RANDOM_NUMBERS).tolist()]
+        [random_rectangle(height, width, row) for row in uniform(0, torch.arange(count), RANDOM_NUMBERS).tolist()]
     )
     for column in range(4):
         # Kolmogorov-Smirnov: with equal distributions the gap exceeds this once in 10 000 times.
@@ -49,7 +56,7 @@ def test_the_fallback_is_torchvision_s(height, width):
     # Ratios at which none of ten tries fits.
     expected = {tuple(row) for row in torchvision_crops(height, width, 20)}
     assert {
-        random_crop(height, width, row) for row in uniform(0, torch.arange(20), RANDOM_NUMBERS).tolist()
+        random_rectangle(height, width, row) for row in uniform(0, torch.arange(20), RANDOM_NUMBERS).tolist()
     } == expected
     assert len(expected) == 1
 
@@ -58,7 +65,7 @@ def test_the_fallback_is_torchvision_s(height, width):
 def test_crops_lie_within_the_image_for_all_numbers(height, width):
     # A float32 below 1 can be this large.
     for number in (0.0, 1 - 2**-24, 0.5):
-        top, left, h, w = random_crop(height, width, [number] * RANDOM_NUMBERS)
+        top, left, h, w = random_rectangle(height, width, [number] * RANDOM_NUMBERS)
         assert 0 <= top <= top + h <= height
         assert 0 <= left <= left + w <= width
         assert h > 0
@@ -71,11 +78,11 @@ def test_a_training_view_is_torchvision_s_resized_crop_bit_by_bit(height, width,
     image = piece(1).resize((width, height))
     numbers = uniform(3, torch.arange(1), RANDOM_NUMBERS)[0].tolist()
     numbers[-1] = 0.3 if mirrored else 0.7
-    expected = F.resized_crop(as_tensor(image), *random_crop(height, width, numbers), [32, 32], antialias=True)
-    view = random_view(height, width, 32, numbers, flip=True).of(np.array(image))
+    expected = F.resized_crop(as_tensor(image), *random_rectangle(height, width, numbers), [32, 32], antialias=True)
+    view = random_crop(height, width, 32, numbers, flip=True).of(np.array(image))
     assert (view.dtype, view.shape) == (torch.uint8, (1, 3, 32, 32))
     assert torch.equal(view[0], expected.flip(-1) if mirrored else expected)
-    assert torch.equal(random_view(height, width, 32, numbers, flip=False).of(np.array(image))[0], expected)
+    assert torch.equal(random_crop(height, width, 32, numbers, flip=False).of(np.array(image))[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +92,7 @@ def test_a_training_view_is_torchvision_s_resized_crop_bit_by_bit(height, width,
 def test_an_evaluation_view_is_torchvision_s_resize_and_centre_crop_bit_by_bit(height, width, short_side, size):
     image = piece(0).resize((width, height))
     transform = v2.Compose([v2.Resize(short_side, antialias=True), v2.CenterCrop(size)])
-    view = centre_view(height, width, short_side, size).of(np.array(image))
+    view = centre_crop(height, width, short_side, size).of(np.array(image))
     assert torch.equal(view[0], transform(as_tensor(image)))
 
 
@@ -93,14 +100,14 @@ def test_an_evaluation_view_is_torchvision_s_resize_and_centre_crop_bit_by_bit(h
 def test_of_very_long_images_evaluation_sees_the_same_centre(height, width):
     image = piece(0).resize((width, height))
     transform = v2.Compose([v2.Resize(40, antialias=True), v2.CenterCrop(32)])
-    difference = centre_view(height, width, 40, 32).of(np.array(image))[0].int() - transform(as_tensor(image)).int()
+    difference = centre_crop(height, width, 40, 32).of(np.array(image))[0].int() - transform(as_tensor(image)).int()
     assert difference.abs().float().mean() < 1
 
 
 def test_a_line_of_60000_pixels_needs_no_gigabytes():
     # Resized as it is, it would have 256 x 15 360 000 pixels.
     for height, width in ((1, 60_000), (60_000, 1)):
-        view = centre_view(height, width, 256, 224)
+        view = centre_crop(height, width, 256, 224)
         assert max(view.rows, view.columns) == 16 * 256
         assert view.of(np.zeros((height, width, 3), np.uint8)).shape == (1, 3, 224, 224)
 

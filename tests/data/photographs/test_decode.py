@@ -4,10 +4,10 @@ import pickle
 
 import numpy as np
 import pytest
-from photographs import encoded, piece, pixels
 from PIL import Image
 
-from r2d2fast.data.decode import BadImageError, decode
+from r2d2fast.data.photographs.decode import BadImageError, decode
+from tests.data.small_photographs import encoded, piece, pixels
 
 PHOTOGRAPH = piece(0)
 

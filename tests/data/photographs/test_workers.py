@@ -1,5 +1,6 @@
 """Loader processes: order, what they can do to the process that uses them, and their death."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -11,38 +12,40 @@ from pathlib import Path
 import pytest
 import torch
 
-from r2d2fast.data.loading import LoaderError, load_batches
+from r2d2fast.data import consecutive_batches
+from r2d2fast.data.photographs.workers import LoaderError, load_batches
+from tests.data.keyed import keyed
 
-ORDER = [(torch.arange(3 * batch, 3 * batch + 3), torch.arange(3) + 100) for batch in range(7)]
-
-
-def echo(index, draws):
-    return torch.stack([index, draws])
+ORDER = [keyed(range(3 * batch, 3 * batch + 3), range(100, 103)) for batch in range(7)]
 
 
-def uneven(index, draws):
+def echo(batch):
+    return torch.stack([batch.samples, batch.keys])
+
+
+def uneven(batch):
     # The first batches take longest: later ones are ready before them.
-    time.sleep(0.2 if index[0] < 6 else 0)
-    return index
+    time.sleep(0.2 if batch.samples[0] < 6 else 0)
+    return batch.samples
 
 
-def slow(index, draws):
+def slow(batch):
     time.sleep(0.3)
-    return index
+    return batch.samples
 
 
-def facts(index, draws):
+def facts(batch):
     return os.getpid(), torch.get_num_threads()
 
 
-def failing(index, draws):
+def failing(batch):
     raise FileNotFoundError("gone.jpg")
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_come_in_their_order(workers):
-    for (index, draws), batch in zip(ORDER, load_batches(echo, ORDER, workers), strict=True):
-        assert torch.equal(batch, torch.stack([index, draws]))
+    for batch, loaded in zip(ORDER, load_batches(echo, ORDER, workers), strict=True):
+        assert torch.equal(loaded, torch.stack([batch.samples, batch.keys]))
     assert [int(index[0]) for index in load_batches(uneven, ORDER, workers)] == list(range(0, 21, 3))
 
 
@@ -93,6 +96,28 @@ def test_a_worker_that_is_killed_gives_an_error_with_a_way_out_and_interrupts_no
     assert time.monotonic() - begin < 15
 
 
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers inherit nothing here")
+def test_a_worker_does_not_destroy_what_it_inherits(tmp_path, monkeypatch):
+    """A DALI pipeline, above all, even where PyTorch collects garbage before the worker's first own line."""
+
+    class Garbage:
+        def __init__(self):
+            self.cycle = self
+
+        def __del__(self):
+            (tmp_path / str(os.getpid())).touch()
+
+    seed = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda number: (gc.collect(), seed(number)))
+    gc.disable()  # so that this process does not collect it first
+    try:
+        Garbage()
+        list(load_batches(echo, ORDER, 2))
+    finally:
+        gc.enable()
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_loading_raises_is_raised():
     for workers in (0, 1):
         with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
@@ -115,7 +140,7 @@ def test_sigterm_to_all_processes_is_the_trainers_to_hear():
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
     try:
-        order = [(torch.tensor([number]), torch.tensor([number])) for number in range(40)]
+        order = consecutive_batches(torch.arange(40), 1)
         batches = load_batches(_processes, order, workers=2)
         workers = {next(batches) for _ in range(4)}
         everybody = " ".join(map(str, [*workers, os.getpid()]))
@@ -129,20 +154,21 @@ def test_sigterm_to_all_processes_is_the_trainers_to_hear():
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
 
 
-def _processes(index, draws):
+def _processes(batch):
     return os.getpid()
 
 
 PROGRAM = """
 import multiprocessing, os, subprocess, sys, torch
-from r2d2fast.data.loading import load_batches
+from r2d2fast.data import consecutive_batches
+from r2d2fast.data.photographs.workers import load_batches
 
-def load(index, draws):
+def load(batch):
     return os.getpid()
 
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
-    batches = load_batches(load, [(torch.tensor([n]), torch.tensor([n])) for n in range(1000)], 2)
+    batches = load_batches(load, consecutive_batches(torch.arange(1000), 1), 2)
     workers = {next(batches) for _ in range(4)}
     subprocess.run(["sh", "-c", "kill -TERM " + " ".join(map(str, workers))], check=True)
     assert {next(batches) for _ in range(20)} == workers
@@ -150,7 +176,14 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+@pytest.mark.parametrize(
+    "method",
+    [
+        # Processes that are not forked import PyTorch first, one after the other.
+        pytest.param(method, marks=[] if method == "fork" else pytest.mark.slow)
+        for method in multiprocessing.get_all_start_methods()
+    ],
+)
 def test_workers_end_by_their_program_and_by_nobody_else(tmp_path, method):
     """A scheduler's SIGTERM they outlive, and a program that an exception ends does not wait for them."""
     (tmp_path / "program.py").write_text(PROGRAM)
