@@ -26,9 +26,9 @@ SIZE = 224
 AUGMENTATION = Augmentation(flip=True)
 ANTIALIASED = "antialiased bilinear"
 
-# A batch of all training images of a folder.
+# Makes a batch of all training images of a folder.
 Run = Callable[[], Any]
-# One image: the bytes of a file to uint8 [3, 224, 224].
+# Makes one image: from the bytes of a file, uint8 [3, 224, 224].
 Crop = Callable[[bytes], Tensor]
 
 
@@ -159,7 +159,7 @@ def _dali(root: Path) -> Run:
     @pipeline_def(batch_size=len(paths), num_threads=1, device_id=None, exec_async=False, exec_pipelined=False)
     def pipeline() -> Any:
         encoded, _ = fn.readers.file(files=paths)
-        # Decodes no more than the crop.
+        # This decodes only the crop.
         crop = fn.decoders.image_random_crop(
             encoded, device="cpu", random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3], num_attempts=10
         )
@@ -174,7 +174,7 @@ def _dali(root: Path) -> Run:
 def _ours(root: Path) -> Run:
     images: Any = load_folder(root, torch.device("cpu")).train
     batch = _every_image(images)
-    # Without the conversion to float32, which the training device does.
+    # The conversion to float32 is left out, because the training device does it.
     load = images.loading(AUGMENTATION, 0)
     return lambda: load(batch)
 

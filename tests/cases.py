@@ -1,5 +1,8 @@
 """Banks, logits and comparisons that several test files share."""
 
+from collections.abc import Container, Iterable
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -7,6 +10,11 @@ from r2d2fast import PseudoLabelBank
 
 CLASS_LOSSES = ("kl_reverse", "kl", "mse")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def slow_but(values: Iterable, fast: Container) -> list:
+    """Parameters of a test: those in ``fast`` as they are, the others for ``pytest -m slow`` alone."""
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def make_bank(samples: int, classes: int, *, scale: float = 2.0, labelled_every: int = 3, **options) -> PseudoLabelBank:

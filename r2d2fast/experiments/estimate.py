@@ -1,4 +1,4 @@
-"""What the runs would be and how long they would take, from a few steps measured with each network."""
+"""The dry run: which runs there would be, and how long they would take, from a few measured steps of each network."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from r2d2fast.train.trainer import Trainer
 
 
 def print_estimate(directory: Path, base: Config, runs: list[Run], ranks: Ranks, console: Console) -> float:
-    """Print the runs of one data set, with the time of each; the seconds that those take which are not finished.
+    """Print the runs of one data set with the time that each takes. Returns the seconds that the unfinished ones take.
 
     ``base`` is what they have in common, ``directory`` where they all are. Raises ConfigError where one of them cannot be.
     """

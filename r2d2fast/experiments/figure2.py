@@ -32,7 +32,7 @@ def draw_figure2(stage1: Run, d2: Run, directory: Path, ranks: Ranks) -> Path:
     ``classes``, int64 ``[M]``, the true ones, −1 where nobody knows; ``labelled``, bool ``[M]``. Raises TrainingError where
     something cannot be read or written.
     """
-    # By now it is there, and other ranks, for which a download waits, do not come here.
+    # The files are there by now; a download would wait for the other ranks, which do not come here.
     dataset, labels = load_data(replace(d2.config, download=False), ranks)
     features = {"stage 1": _features(stage1, dataset, ranks), "D2": _features(d2, dataset, ranks)}
     classes, labelled = dataset.train_labels.numpy(), (labels >= 0).numpy()
@@ -61,9 +61,9 @@ def _features(run: Run, dataset: Dataset, ranks: Ranks) -> np.ndarray:
 def four_panels(
     features: dict[str, np.ndarray], classes: np.ndarray, labelled: np.ndarray, class_names: Sequence[str]
 ) -> Figure:
-    """The figure: a row for each of ``features`` ``[M, 2]``, labelled samples to the left, all to the right."""
+    """The figure: a row for each entry of ``features``, ``[M, 2]``, labelled samples on the left and all on the right."""
     figure = Figure(figsize=(10, 10), layout="constrained")
-    # A scale for each network: its features are its own.
+    # A scale for each network, because the features of two networks have nothing in common.
     axes = figure.subplots(2, 2, sharex="row", sharey="row")
     for row, (title, points) in zip(axes, features.items(), strict=True):
         for axis, shown, panel in zip(row, (labelled, np.ones_like(labelled)), PANELS, strict=True):
@@ -82,7 +82,7 @@ def _scatter(axis: Axes, points: np.ndarray, classes: np.ndarray, class_names: S
             continue
         place = number if len(class_names) <= 10 else number / (len(class_names) - 1)
         axis.scatter(x, y, s=size, color=colours(place), linewidths=0, zorder=2)
-        # Names beside the colours, for those who do not see them.
+        # The names of the classes, too, for those who cannot tell the colours apart.
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
         name, middle = class_names[number], (float(np.median(x)), float(np.median(y)))
         axis.text(*middle, name, ha="center", va="center", fontweight="bold", bbox=box, zorder=3)

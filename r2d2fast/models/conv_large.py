@@ -20,7 +20,7 @@ class InputNoise(nn.Module):
 def conv_large(
     num_classes: int, in_channels: int, input_noise: bool = False, weight_norm: bool = False
 ) -> nn.Sequential:
-    """Three 3×3 convolutions of 128, three of 256, then 512 (3×3 valid), 256 and 128 (1×1), average, linear (DESIGN.md, 6).
+    """Three 3×3 convolutions of 128, three of 256, then 512 (3×3 valid), 256 and 128 (1×1), average, linear.
 
     Batch norm and leaky ReLU 0.1 follow each convolution, 2×2 maximum pooling and dropout ½ the third and the sixth.
 

@@ -12,7 +12,7 @@ BLOCKS = 4
 
 
 class ShakeShake(nn.Module):
-    """A residual network of 26 layers whose two branches are mixed at random (DESIGN.md, section 6).
+    """A residual network of 26 layers whose two branches are mixed at random.
 
     3×3 convolution of 16 channels; three stages of four blocks with ``width``, 2·``width`` and 4·``width`` channels, the second
     and third at half the resolution; average; linear. No ReLU between the last addition and the average (reference

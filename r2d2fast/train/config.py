@@ -114,8 +114,8 @@ class Config:
     """The number of the split, by which the labelled samples are drawn. By default it is the seed."""
 
     split_file: Path | None = None
-    """A file that names the labelled samples instead, a line of file name and class for each; --num-labels then is their
-    number."""
+    """A file that names the labelled samples instead, a line of file name and class for each. Its number of lines then takes
+    the place of --num-labels."""
 
     test_fraction: float = TEST_FRACTION
     """Of the labelled images of each class, the share that is kept for tests where a folder has no part for them; 0 for none:

@@ -165,8 +165,10 @@ def test_an_unknown_kind_is_refused_before_anything_is_replaced():
     assert type(network[0]) is nn.BatchNorm2d
 
 
+@pytest.mark.extra("timm")
 def test_timms_norm_keeps_its_activation():
-    layers = pytest.importorskip("timm.layers")
+    from timm import layers
+
     norm = layers.BatchNormAct2d(3, act_layer=nn.SiLU)
     images = torch.randn(8, 3, 4, 4)
     expected = torch.cat([copy.deepcopy(norm)(part) for part in images.split(4)])

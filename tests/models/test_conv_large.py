@@ -10,7 +10,7 @@ def network():
     return conv_large(num_classes=10, in_channels=3)
 
 
-def test_the_layers_are_those_of_the_design(network):
+def test_the_layers_are_those_of_the_paper_s_network(network):
     seen = []
     hooks = [
         layer.register_forward_hook(
@@ -62,11 +62,6 @@ def test_input_noise_has_standard_deviation_015_and_is_fresh_in_every_step():
         assert added.std().item() == pytest.approx(0.15, rel=0.01)
     assert not torch.equal(first, second)
     assert torch.equal(noise.eval()(images), images)
-
-
-def test_the_switch_puts_the_noise_before_the_first_layer(network):
-    noisy = conv_large(10, 3, input_noise=True)
-    assert [type(layer) for layer in noisy] == [InputNoise, *map(type, network)]
 
 
 def test_weight_norm_splits_every_weight_into_length_and_direction_and_changes_no_output():

@@ -44,14 +44,9 @@ def test_tensors_that_share_memory_are_each_written_out(tmp_path):
     assert torch.equal(again[1].weight, first.weight)
 
 
-@pytest.fixture
-def onnx():
-    """ONNX's own, slow, definition of every operator."""
-    pytest.importorskip("onnxscript")
-    return pytest.importorskip("onnx")
+def assert_same_logits(content, network, shape):
+    import onnx.reference  # its own, slow, definition of every operator
 
-
-def assert_same_logits(onnx, content, network, shape):
     model = onnx.load_from_string(content)
     (images,), (logits,) = model.graph.input, model.graph.output
     assert (images.name, logits.name) == ("images", "logits")
@@ -68,10 +63,11 @@ def assert_same_logits(onnx, content, network, shape):
         torch.testing.assert_close(torch.from_numpy(result), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_onnx_gives_the_same_logits_for_any_number_of_images(onnx, network):
+@pytest.mark.extra("onnx", "onnxscript")
+def test_onnx_gives_the_same_logits_for_any_number_of_images(network):
     content = export_onnx(network, (3, 8, 8))
     assert all(module.training for module in network.modules())
-    assert_same_logits(onnx, content, network, (3, 8, 8))
+    assert_same_logits(content, network, (3, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -83,8 +79,9 @@ def test_onnx_gives_the_same_logits_for_any_number_of_images(onnx, network):
     ],
     ids=lambda network: type(network).__name__,
 )
-def test_onnx_of_the_papers_backbones(onnx, network):
-    assert_same_logits(onnx, export_onnx(network, (3, 12, 12)), network, (3, 12, 12))
+@pytest.mark.extra("onnx", "onnxscript")
+def test_onnx_of_the_papers_backbones(network):
+    assert_same_logits(export_onnx(network, (3, 12, 12)), network, (3, 12, 12))
 
 
 def test_without_onnx_the_message_says_how_to_get_it(network, monkeypatch):

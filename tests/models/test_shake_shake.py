@@ -20,7 +20,7 @@ def branch_by_hand(x, branch, stride):
 
 
 def logits_by_hand(network, images):
-    """DESIGN.md, section 6, word for word, in eval mode."""
+    """The network as its docstring describes it, layer by layer, in eval mode."""
     x = F.conv2d(images, network.stem.weight, padding=1)
     for number, stage in enumerate(network.stages):
         for place, block in enumerate(stage):
@@ -48,7 +48,7 @@ def network():
     return network
 
 
-def test_in_eval_mode_it_is_the_network_of_the_design(network):
+def test_in_eval_mode_it_is_the_network_described(network):
     images = torch.randn(4, 3, 32, 32)
     network.eval()
     with torch.no_grad():

@@ -74,7 +74,13 @@ PREPARE = {
 }
 
 
-@pytest.mark.parametrize("dataset", PREPARE)
+# What a data set shares with another one, network and kind of file, is tested there.
+SLOW = ("cifar100", "fashion-mnist")
+
+
+@pytest.mark.parametrize(
+    "dataset", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PREPARE]
+)
 def test_one_command_goes_through_all_stages(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = PREPARE[dataset](tmp_path / "data", monkeypatch)
     run = tmp_path / "run"
@@ -101,6 +107,7 @@ PHOTOGRAPHS = [
 ]
 
 
+@pytest.mark.slow
 def test_photographs_packed_trained_killed_resumed_evaluated_exported(photographs: Path, tmp_path: Path) -> None:
     packed, run, whole = (tmp_path / name for name in ("packed", "run", "whole"))
     pack(photographs, packed, short_side=72)
@@ -128,7 +135,7 @@ def test_photographs_packed_trained_killed_resumed_evaluated_exported(photograph
     )
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_damaged_images_stop_the_run_or_are_counted(
     workers: int, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,9 +162,9 @@ DALI = [("--device=cpu",), ("--device=cpu", "--workers=1")]
 DALI_ON_GPUS = [("--device=cuda",), ("--device=cuda", "--workers=1", "--compile")]
 
 
+@pytest.mark.extra("nvidia.dali")
 @pytest.mark.parametrize("how", [*DALI, *(pytest.param(flags, marks=pytest.mark.gpu) for flags in DALI_ON_GPUS)])
 def test_dali_decodes_in_all_stages(how: tuple[str, ...], photographs: Path, tmp_path: Path) -> None:
-    pytest.importorskip("nvidia.dali")
     if "--device=cuda" in how and not torch.cuda.is_available():
         pytest.skip("PyTorch finds no GPU here (torch.cuda.is_available() is False)")
     flags = [*PHOTOGRAPHS, f"--data-dir={photographs}", f"--run-dir={tmp_path}", *how]

@@ -40,13 +40,14 @@ def content(directory):
 # --- killed, terminated
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(start_run, finished, tmp_path, seed):
-    moments = random.Random(seed)
+@pytest.mark.parametrize(
+    ("kills", "minutes"), [(1, "1e-9"), *(pytest.param(3, m, marks=pytest.mark.slow) for m in ("1e-9", "10"))]
+)
+def test_killed_at_random_moments(start_run, finished, tmp_path, kills, minutes):
+    """Also with checkpoints within epochs: after each step and each batch predicted."""
+    moments = random.Random(kills)
     directory = tmp_path / "deep" / "run"
-    # The first one with checkpoints within epochs, too: after each step and each batch predicted.
-    minutes = ("1e-9", "10")[seed - 1]
-    for after in sorted(moments.sample(range(10), 3)):
+    for after in sorted(moments.sample(range(10), kills)):
         process = start_run("--resume", "--run-dir", directory, "--checkpoint-minutes", minutes)
         while process.is_alive() and lines(directory) <= after:
             time.sleep(0.005)

@@ -56,8 +56,8 @@ def test_without_its_package_tensorboard_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.extra("tensorboard")
 def test_tensorboard_reads_every_metric_of_every_epoch(tmp_path, train_here, start_run):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     directory = tmp_path / "run"
@@ -193,8 +193,9 @@ def test_an_export_that_fails_costs_no_training(again, tmp_path, train_here, fin
         assert not (directory / "network.onnx").exists()
 
 
+@pytest.mark.extra("onnx", "onnxscript")
 def test_onnx_is_written_at_the_end(tmp_path, train_here):
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
+    import onnx
+
     assert train_here("--onnx", "--stages", "1", "--run-dir", tmp_path / "run") == 0
     onnx.checker.check_model(onnx.load(tmp_path / "run" / "network.onnx"))

@@ -22,9 +22,7 @@ FLIP = Augmentation(flip=True)
 ONE = 1 / (255 * min(STD))
 
 
-@pytest.fixture(autouse=True)
-def _installed():
-    pytest.importorskip("nvidia.dali")
+pytestmark = pytest.mark.extra("nvidia.dali")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
