@@ -108,7 +108,7 @@ int64_t d2_step(const Batch& batch, const Bank& bank, const Step& step) {
   };
   share_out(overridden, bank.classes, step.threads, rows(0, false));
   share_out(batch.size - overridden, bank.classes, step.threads, rows(overridden, step.update));
-  *bank.step += step.update;
+  *bank.updates += step.update;
   sum_up(batch, step, work);
   return -1;
 }

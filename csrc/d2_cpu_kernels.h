@@ -222,7 +222,7 @@ class StepKernel {
 
   void write_bank(int32_t slot, const float* moved) const {
     if (bank_.stochastic)
-      bank_edge_.round_row(bank_row(bank_, slot), moved, n_, uint64_t(slot) * n_, uint64_t(*bank_.step), bank_.seed);
+      bank_edge_.round_row(bank_row(bank_, slot), moved, n_, uint64_t(slot) * n_, uint64_t(*bank_.updates), bank_.seed);
     else
       bank_edge_.write_row(bank_row(bank_, slot), moved, n_);
   }

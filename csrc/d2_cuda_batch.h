@@ -137,7 +137,7 @@ __device__ void sum_up(const Batch& batch, const Bank& bank, const CudaStep& ste
   }
   if (threadIdx.x != 0) return;
   *step.loss = float(loss[0] / double(step.normalizer));
-  if (step.update) *bank.step += 1;
+  if (step.update) *bank.updates += 1;
   if (step.statistics)
 #pragma unroll
     for (int s = 0; s < kStatistics; ++s) step.statistics[s] += sums[s];

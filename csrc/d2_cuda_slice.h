@@ -233,7 +233,7 @@ __device__ __forceinline__ float round_up_or_down(float x, uint32_t bits, DType 
 template <int kVector, int kThreads, int kElements>
 __device__ __forceinline__ void round_vectors(const Bank& bank, uint64_t row_start, const Slice<kThreads, kElements>& slice,
                                               float (&values)[kElements]) {
-  const uint64_t step = uint64_t(*bank.step);
+  const uint64_t step = uint64_t(*bank.updates);
 #pragma unroll
   for (int k = 0; k < kElements; k += kVector) {
     const uint64_t first = row_start + uint64_t(int64_t(slice.template position<kVector>(k)));

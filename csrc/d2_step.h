@@ -20,7 +20,7 @@ struct Bank {
   float label_scale;
   bool stochastic;
   uint64_t seed;
-  int64_t* step;  // updates so far, the counter of stochastic rounding
+  int64_t* updates;  // so far, the counter of stochastic rounding
 };
 
 struct Batch {

@@ -71,7 +71,10 @@ PATCHES = {
         ("uint32_t(bits) << 16", "uint32_t(bits) << (16 - BUG(bfloat16 shifted by 15))"),
         ("at >= row.classes) out[k] =", "(at >= row.classes && !BUG(past the row is not masked))) out[k] ="),
         ("(first >> 3) + block,", "(first >> 3) + block * !BUG(second block of bits forgotten),"),
-        ("= uint64_t(*bank.step);", "= BUG(same bits each step) ? 0 : BUG(32-bit step) ? uint32_t(*bank.step) : *bank.step;"),
+        (
+            "= uint64_t(*bank.updates);",
+            "= BUG(same bits each step) ? 0 : BUG(32-bit step) ? uint32_t(*bank.updates) : *bank.updates;",
+        ),
         ("random.bits(piece)", "BUG(random bits constant) ? 0x8000u : random.bits(piece)"),
     ],
     "d2_cuda_step.h": [
@@ -91,7 +94,7 @@ PATCHES = {
         ("    rebase(loss, total, own[0]", "    if (!BUG(sums not rebased)) rebase(loss, total, own[0]"),
         ("if (dx < 0 || dy < 0) total", "if ((dx < 0 || dy < 0) && !BUG(agreement of an earlier piece)) total"),
         (": -bank.label_scale;", ": BUG(label_scale ignored) ? -10.0f : -bank.label_scale;"),
-        ("  sum_up<", "  if (BUG(step counted too early) && blockIdx.x + threadIdx.x == 0) *a.bank.step += 1;\n  sum_up<"),
+        ("  sum_up<", "  if (BUG(step counted too early) && blockIdx.x + threadIdx.x == 0) *a.bank.updates += 1;\n  sum_up<"),
         ("if (a.step.update) occ", "if (a.step.update && !BUG(duplicates not looked for)) occ"),
         ("if (team.rank == 0) atomicOr", "if (team.rank == 0 && !BUG(bad index not reported)) atomicOr"),
     ],

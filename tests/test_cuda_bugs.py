@@ -16,8 +16,9 @@ from torch import Tensor
 
 from r2d2fast import BackendError, reference
 from r2d2fast._backends import cuda
-from r2d2fast._backends.common import BankTensors, Step
-from tests.cases import DTYPES
+from r2d2fast.bank import DTYPES
+from r2d2fast.options import StepOptions
+from r2d2fast.reference import Bank
 from tests.cuda_bugs import PATCHED_TWICE, PATCHES, PLANTED, with_bugs
 from tests.cuda_host import backend
 from tests.cuda_host.backend import CSRC, DEFINES, SOURCES, on_the_host
@@ -129,13 +130,15 @@ def large(classes: int) -> Probe:
         index = torch.tensor([5, samples - 1])
         before = rows[index].normal_()
         parts = (torch.arange(samples).int(), torch.zeros(1, dtype=torch.int64), torch.zeros(2, dtype=torch.int32))
-        bank = BankTensors(rows, *parts, 10.0, "stochastic", 3)
+        bank = Bank(rows, *parts, 10.0, "stochastic", 3)
         rows[index] = before
         with mock.patch.object(backend, "WATCHED_ELEMENTS", 0), on_the_host(host, order):
-            loss, _ = cuda.step(logits, index, bank, Step(0.1, 0.03, 40.0, 1.0, "kl_reverse", 1.0, 1.0, True), None)
+            loss, _ = cuda.step(
+                logits, index, bank, StepOptions(0.1, 0.03, 40.0, 1.0, "kl_reverse", 1.0, 1.0, True), None
+            )
         ours = rows[index]
         rows[index] = before
-        bank.step.zero_()
+        bank.updates.zero_()
         exact = reference.d2_step(logits, index, bank, label_lr=40.0, normalizer=1.0)
         torch.testing.assert_close(loss.double(), exact.loss, msg="loss")
         assert (ours != rows[index]).float().mean() < 0.004, "bank rounded or written otherwise"
@@ -144,7 +147,7 @@ def large(classes: int) -> Probe:
 
 
 RACE = "with nothing to order the two"
-NUMBER = "is off by"
+NUMBER = "is wrong"
 # What finds it, and how the message must begin or what it must contain.
 BUGS = {
     # Barriers and fences: 10 classes are 64 rows a block, 1025 a row a block of four warps.

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from r2d2fast import BackendError, BankError, d2_step, reference
 from r2d2fast._backends import cuda
-from r2d2fast._backends.common import Step
-from tests.cases import CLASS_LOSSES, DTYPES
+from r2d2fast.bank import DTYPES
+from r2d2fast.options import CLASS_LOSSES, StepOptions
+from r2d2fast.testing import compare, expect
 from tests.cuda_host.backend import on_the_host
 from tests.cuda_host.host import ORDERS, Host
 from tests.test_cuda import make
-from tests.test_step import assert_agree
 
 F32, BF16, F16 = DTYPES
 
@@ -51,7 +51,7 @@ class TestFailingLaunches:
             with pytest.raises(BackendError, match=f"the {what} kernel {self.MESSAGE}"):
                 run()
             assert torch.equal(bank.pseudo_logits, before)
-            assert (bank.step.item(), *bank.status.tolist()) == (0, 0, 0)
+            assert (bank.updates.item(), *bank.status.tolist()) == (0, 0, 0)
             assert (grad == 1).all()
             run()
         assert len(reports) == 2
@@ -95,7 +95,7 @@ def run_with(host: Host, order: str, classes: int, class_loss: str, **values: fl
     torch.manual_seed(0)
     logits, index, bank = make("different", classes, (F32, F32))
     before = bank.pseudo_logits.clone()
-    step = Step(**{**VALUES, **values}, class_loss=class_loss, normalizer=4.0, update_normalizer=3.0, update=True)
+    step = StepOptions(**{**VALUES, **values}, class_loss=class_loss, normalizer=4.0, update_normalizer=3.0)
     with on_the_host(host, order) as reports:
         loss, grad = cuda.step(logits, index, bank, step, None)
     assert [report.launches for report in reports] == [1], "launches"
@@ -142,15 +142,14 @@ def check_bad_index(host: Host, order: str, classes: int, bad: int | str, dtype:
     logits, index, bank = make("duplicates", classes, (F32, F32))
     good = torch.arange(len(index)) != 3
     index[3] = len(bank) if bad == "size" else bad
-    exact_bank = make("different", classes, (F32, F32))[2]
     step = {"label_lr": 40.0, "normalizer": 4.0}
+    expected = expect(logits[good], index[good], bank, **step)
     with on_the_host(host, order) as reports:
         loss, grad = d2_step(logits, index.to(dtype), bank, backend="cuda", **step)
         assert bank.status.tolist() == [0, 1], "status"
-        exact = reference.d2_step(logits[good], index[good], exact_bank, **step)
         assert loss.isnan(), "loss"
         assert grad[3].isnan().all(), "gradient of the bad row"
-        assert_agree((exact[0], grad[good], bank), (*exact[:2], exact_bank), label_lr=40.0)
+        compare(expected, expected.loss, grad[good], bank)
         owned = bank.slots[index[good].unique()]
         written = torch.zeros(len(bank.pseudo_logits), 1, dtype=torch.int32)
         written[owned[owned >= 0].long()] = 1
