@@ -12,7 +12,7 @@ there is none 80, 90 and 100. PTX of the last serves later GPUs.
 import os
 import platform
 import re
-import shutil
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -102,9 +102,8 @@ def cuda_wanted():
 
 
 def find_nvcc():
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    path = os.pathsep.join([os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)])
-    nvcc = shutil.which("nvcc", path=path)
+    # From its file: the package cannot be imported here, where there may be no PyTorch.
+    nvcc = runpy.run_path("r2d2fast/cuda_toolkit.py")["find_cuda_tool"]("nvcc")
     if nvcc is None:
         raise FileNotFoundError("no nvcc on PATH nor under CUDA_HOME; install a CUDA toolkit, 12.4 or later")
     return nvcc

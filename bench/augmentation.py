@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from bench.measure import torch_threads
 from bench.table import machine_list, verdict
 from r2d2fast import machine
-from r2d2fast.data import Augmentation, ResidentImages
+from r2d2fast.data import Augmentation, Batch, ResidentImages
 from r2d2fast.tables import markdown_table
+from r2d2fast.train.threads import cpu_threads
 
 Run = Callable[[], Iterator[Tensor]]
 
@@ -83,7 +83,7 @@ def prepare(data: np.ndarray, augmentation: Augmentation, batch: int, images: in
 
     def ours() -> Iterator[Tensor]:
         index = torch.randperm(len(data))[:images]
-        return resident.batches(list(zip(index.split(batch), index.split(batch), strict=True)), augmentation, 0)
+        return resident.batches([Batch(part, part, len(part)) for part in index.split(batch)], augmentation, 0)
 
     def theirs() -> Iterator[Tensor]:
         return iter(DataLoader(one_by_one, batch, sampler=torch.randperm(len(data))[:images].tolist()))
@@ -114,7 +114,7 @@ def main(*, images: int = 4096, rounds: int = 15) -> None:
     data = pixels(SAMPLES)
     rows = []
     ratios = {}
-    with torch_threads(1):
+    with cpu_threads(1):
         for recipe, augmentation in RECIPES.items():
             for batch in BATCHES:
                 seconds = measure(prepare(data, augmentation, batch, images), images, rounds)

@@ -15,20 +15,21 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from r2d2fast.data.dali import dali_batches
-from r2d2fast.data.dataset import Augmentation
+from r2d2fast.data.dataset import Augmentation, Images
 from r2d2fast.data.folder import load_folder
-from r2d2fast.data.photographs import PhotographOptions
-from r2d2fast.data.views import RANDOM_NUMBERS, random_crop
+from r2d2fast.data.order import Batch
+from r2d2fast.data.photographs.crop import RANDOM_NUMBERS, random_rectangle
+from r2d2fast.data.photographs.dali import dali_batches
+from r2d2fast.data.photographs.load import PhotographOptions
 
 SIZE = 224
 AUGMENTATION = Augmentation(flip=True)
 ANTIALIASED = "antialiased bilinear"
 
-# A batch of all training images of a folder.
+# Makes a batch of all training images of a folder.
 Run = Callable[[], Any]
-# One image: the bytes of a file to uint8 [3, 224, 224].
-View = Callable[[bytes], Tensor]
+# Makes one image: from the bytes of a file, uint8 [3, 224, 224].
+Crop = Callable[[bytes], Tensor]
 
 
 class Decoder(NamedTuple):
@@ -38,7 +39,7 @@ class Decoder(NamedTuple):
     """Given the folder of images. ImportError, OSError or RuntimeError where the decoder is not installed."""
 
 
-def _each(make: Callable[[], View]) -> Callable[[Path], Run]:
+def _each(make: Callable[[], Crop]) -> Callable[[Path], Run]:
     def prepare(root: Path) -> Run:
         view = make()
         paths = sorted(root.glob("train/*/*"))
@@ -47,7 +48,7 @@ def _each(make: Callable[[], View]) -> Callable[[Path], Run]:
     return prepare
 
 
-def _then_torchvision(decode: Callable[[bytes], Tensor]) -> View:
+def _then_torchvision(decode: Callable[[bytes], Tensor]) -> Crop:
     transform = v2.Compose([v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip()])
     return lambda data: transform(decode(data))
 
@@ -55,7 +56,7 @@ def _then_torchvision(decode: Callable[[bytes], Tensor]) -> View:
 def _crop(width: int, height: int) -> tuple[int, int, int, int, bool]:
     """Left, top, width and height of a crop, and whether to mirror it, for those who take no torchvision transform."""
     numbers = [random.random() for _ in range(RANDOM_NUMBERS)]
-    top, left, h, w = random_crop(height, width, numbers)
+    top, left, h, w = random_rectangle(height, width, numbers)
     return left, top, w, h, numbers[-1] < 0.5
 
 
@@ -67,12 +68,12 @@ def _of_bytes(data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def _pillow() -> View:
+def _pillow() -> Crop:
     transform = v2.Compose([v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip(), v2.PILToTensor()])
     return lambda data: transform(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def _pillow_draft() -> View:
+def _pillow_draft() -> Crop:
     def view(data: bytes) -> Tensor:
         image = Image.open(io.BytesIO(data))
         full = image.size
@@ -87,38 +88,38 @@ def _pillow_draft() -> View:
     return view
 
 
-def _torchvision() -> View:
+def _torchvision() -> Crop:
     from torchvision.io import decode_jpeg
 
     return _then_torchvision(lambda data: decode_jpeg(_of_bytes(data)))
 
 
-def _torchcodec() -> View:
+def _torchcodec() -> Crop:
     from torchcodec.decoders import decode_jpeg
 
     return _then_torchvision(lambda data: decode_jpeg(_of_bytes(data)))
 
 
-def _simplejpeg() -> View:
+def _simplejpeg() -> Crop:
     import simplejpeg
 
     return _then_torchvision(lambda data: _of_numpy(simplejpeg.decode_jpeg(data)))
 
 
-def _turbojpeg() -> View:
+def _turbojpeg() -> Crop:
     from turbojpeg import TJPF_RGB, TurboJPEG
 
     library = TurboJPEG()
     return _then_torchvision(lambda data: _of_numpy(library.decode(data, pixel_format=TJPF_RGB)))
 
 
-def _imagecodecs() -> View:
+def _imagecodecs() -> Crop:
     import imagecodecs
 
     return _then_torchvision(lambda data: _of_numpy(imagecodecs.jpeg8_decode(data)))
 
 
-def _opencv(reduced: bool) -> View:
+def _opencv(reduced: bool) -> Crop:
     import cv2
 
     cv2.setNumThreads(1)
@@ -133,7 +134,7 @@ def _opencv(reduced: bool) -> View:
     return view
 
 
-def _spdl() -> View:
+def _spdl() -> Crop:
     import spdl.io
 
     def view(data: bytes) -> Tensor:
@@ -158,7 +159,7 @@ def _dali(root: Path) -> Run:
     @pipeline_def(batch_size=len(paths), num_threads=1, device_id=None, exec_async=False, exec_pipelined=False)
     def pipeline() -> Any:
         encoded, _ = fn.readers.file(files=paths)
-        # Decodes no more than the crop.
+        # This decodes only the crop.
         crop = fn.decoders.image_random_crop(
             encoded, device="cpu", random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3], num_attempts=10
         )
@@ -172,18 +173,23 @@ def _dali(root: Path) -> Run:
 
 def _ours(root: Path) -> Run:
     images: Any = load_folder(root, torch.device("cpu")).train
-    batch = torch.arange(len(images))
-    # Without the conversion to float32, which the training device does.
+    batch = _every_image(images)
+    # The conversion to float32 is left out, because the training device does it.
     load = images.loading(AUGMENTATION, 0)
-    return lambda: load(batch, batch)
+    return lambda: load(batch)
+
+
+def _every_image(images: Images) -> Batch:
+    numbers = torch.arange(len(images))
+    return Batch(numbers, numbers, len(numbers))
 
 
 def _ours_by_dali(root: Path) -> Run:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images: Any = load_folder(root, device, PhotographOptions(decoder="dali")).train
-    batch = torch.arange(len(images))
+    batch = _every_image(images)
     load = images.loading(AUGMENTATION, 0)
-    return lambda: [shown.cpu() for shown, _ in dali_batches(load, [(batch, batch)], device)]
+    return lambda: [shown.cpu() for shown, _ in dali_batches(load, [batch], device)]
 
 
 DECODERS = {

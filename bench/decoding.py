@@ -11,16 +11,16 @@ from pathlib import Path
 import tyro
 
 from bench.decoders import DECODERS, SIZE, Run
-from bench.measure import torch_threads
 from bench.photographs import QUALITY, write_photographs
 from bench.table import machine_list, verdict
 from r2d2fast import machine
 from r2d2fast.data import DataError
-from r2d2fast.data import pack as packing
+from r2d2fast.data.photographs import packing
 from r2d2fast.tables import markdown_table
+from r2d2fast.train.threads import cpu_threads
 
 TARGET = 2.0
-"""Times as many images a second from the packed copy."""
+"""The project's own target: times as many images a second from the packed copy."""
 OURS = "r2d2fast"
 
 
@@ -38,7 +38,7 @@ def measure(runs: dict[str, Run], images: int, rounds: int) -> dict[str, list[fl
 
 
 def prepare(folders: dict[str, Path]) -> tuple[dict[str, Run], dict[str, str]]:
-    """What can run, by decoder and folder, and why the others cannot. Only we read packed folders."""
+    """The decoders that are installed, by name and folder, and why the others cannot run. Only ours reads packed folders."""
     runs: dict[str, Run] = {}
     absent: dict[str, str] = {}
     for name, decoder in DECODERS.items():
@@ -60,7 +60,7 @@ def main(*, images: int = 200, rounds: int = 15) -> None:
         rounds: Timed passes of each decoder, taken in turn.
     """
     about = machine.describe()
-    with tempfile.TemporaryDirectory() as temporary, torch_threads(1):
+    with tempfile.TemporaryDirectory() as temporary, cpu_threads(1):
         folders = {"originals": Path(temporary) / "originals", "packed": Path(temporary) / "packed"}
         write_photographs(folders["originals"], images, 2)
         header = packing.pack(folders["originals"], folders["packed"])

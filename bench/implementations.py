@@ -14,7 +14,8 @@ from r2d2fast import FusedD2Loss, d2_step
 class Implementation(NamedTuple):
     description: str
     prepare: Callable[[Workload], Step]
-    only_classes: int | None = None  # timed at this N alone: where call overhead rules
+    only_classes: int | None = None
+    """The only N at which it is timed: a small one, where the overhead of calls rules."""
 
 
 def fused_step(workload: Workload) -> Step:

@@ -6,7 +6,6 @@ has them in memory). Where none can be made (not root, or version 2 without dele
 """
 
 import os
-import re
 import resource
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from bench.memory import process_memory
 from r2d2fast.data import Dataset, ResidentImages
 from r2d2fast.train.checkpoint import save_checkpoint
 from r2d2fast.train.ranks import Ranks
@@ -32,7 +32,7 @@ GROUP = Path("/sys/fs/cgroup/memory/r2d2fast-bench")
 
 
 def limited() -> str:
-    """Limit this process's memory; says how."""
+    """Limit this process's memory. Returns a description of the limit."""
     try:
         GROUP.mkdir(exist_ok=True)
         (GROUP / "memory.limit_in_bytes").write_text(str(LIMIT))
@@ -43,17 +43,8 @@ def limited() -> str:
         return f"RLIMIT_DATA of {LIMIT / 1e9:.0f} GB, mapped pages not counted"
 
 
-def memory() -> dict[str, float]:
-    """Peak of all resident memory, and what is the process's own now, in GB."""
-    status = Path("/proc/self/status").read_text()
-    fields = {
-        name: int(kilobytes) * 1024e-9 for name, kilobytes in re.findall(r"^(\w+):\s+(\d+) kB", status, re.MULTILINE)
-    }
-    return {"peak resident": fields["VmHWM"], "own (anonymous)": fields["RssAnon"]}
-
-
 def trainer(folder: Path) -> Trainer:
-    """At the beginning of stage 2: as many samples and classes as ImageNet has, of 8 x 8 pixels."""
+    """A trainer at the beginning of stage 2, with as many samples and classes as ImageNet, of 8 x 8 pixels."""
     pixels = torch.randint(256, (SAMPLES, 1, 8, 8), dtype=torch.uint8)
     images = ResidentImages(pixels, torch.tensor([127.5]), torch.tensor([73.9]), torch.device("cpu"))
     labels = torch.full((SAMPLES,), -1)
@@ -67,22 +58,23 @@ def trainer(folder: Path) -> Trainer:
 
 
 def measure(folder: Path) -> None:
-    """To be called in a process of its own."""
+    """Call it in a process of its own, because it limits the memory of the process."""
     limit = limited()
     one = trainer(folder)
     print(f"bank: {one.bank.nbytes / 1e9:.2f} GB; limit: {limit}", flush=True)
     for name, action in {
         "prediction of all rows": one.predict,
-        f"{STEPS} steps": lambda: one.train(
-            one.schedule[200], list(one.order(one.schedule[200]))[:STEPS], lambda: None
-        ),
-        "hard labels": one.hard_labels,
+        f"{STEPS} steps": lambda: one.train(one.batches()[:STEPS]),
+        "hard labels": lambda: one.ownership.hard_labels(one.bank),
         "checkpoint": lambda: save_checkpoint(folder, one.tensors(), one.values(), one.ranks),
     }.items():
         began = time.perf_counter()
         action()
-        sizes = ", ".join(f"{kind} {size:.2f} GB" for kind, size in memory().items())
-        print(f"{name}: {time.perf_counter() - began:.1f} s; {sizes}", flush=True)
+        peak, own = (process_memory(field) / 1e9 for field in ("VmHWM", "RssAnon"))
+        print(
+            f"{name}: {time.perf_counter() - began:.1f} s; peak resident {peak:.2f} GB, own (anonymous) {own:.2f} GB",
+            flush=True,
+        )
 
 
 def main(*, folder: Path | None = None) -> None:

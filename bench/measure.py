@@ -3,14 +3,13 @@
 import math
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from bench.implementations import implementations
 from bench.workload import Step, Workload
+from r2d2fast.train.threads import cpu_threads
 
 SAMPLE_SECONDS = 2e-3
 """A timed sample is at least this long: far above the clock's resolution, short against the machine's moods."""
@@ -34,16 +33,6 @@ class Timing:
         return statistics.median(theirs / own for theirs, own in pairs)
 
 
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def prepare(workload: Workload) -> dict[str, Step]:
     """Every implementation's step, warmed up and compiled for this workload and the thread count PyTorch is set to."""
     # Inductor writes the thread count into its code; what it compiled for another must not be found again.
@@ -56,7 +45,7 @@ def prepare(workload: Workload) -> dict[str, Step]:
 
 
 def measure(workload: Workload, threads: int, rounds: int) -> Timing:
-    with torch_threads(threads):
+    with cpu_threads(threads):
         steps = prepare(workload)
         calls = {name: math.ceil(SAMPLE_SECONDS / _sample(step, workload, 3)) for name, step in steps.items()}
         seconds: dict[str, list[float]] = {name: [] for name in steps}

@@ -22,19 +22,22 @@ def step_memory(name: str) -> float:
 
 
 def grow(name: str) -> float:
-    """To be called once in a fresh process, since the peak of a process never falls."""
-    # Once on another workload, so that code is loaded and threads have started.
+    """Call it once in a fresh process, because the peak of a process never falls."""
+    # A first step on a small workload, so that code is loaded and threads have started.
     small = Workload(2, 2, rows=2)
     IMPLEMENTATIONS[name].prepare(small)(next(small.indices))
     workload = Workload(BATCH, CLASSES, rows=BATCH)
     step = IMPLEMENTATIONS[name].prepare(workload)
-    before = _resident("VmRSS")
+    before = process_memory("VmRSS")
     step(next(workload.indices))
-    return (_resident("VmHWM") - before) / workload.logits.nbytes
+    return (process_memory("VmHWM") - before) / workload.logits.nbytes
 
 
-def _resident(field: str) -> int:
-    """Bytes now (VmRSS) or at the peak (VmHWM); getrusage's peak begins with that of the parent process."""
+def process_memory(field: str) -> int:
+    """Bytes that this process has resident: now (VmRSS), at the peak (VmHWM), now and its own rather than a file's (RssAnon).
+
+    The peak of getrusage would not do: it begins with that of the parent process.
+    """
     status = Path("/proc/self/status").read_text()
     kilobytes = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
     assert kilobytes, f"/proc/self/status has no {field}"

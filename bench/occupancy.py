@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import tyro
 
-from r2d2fast.machine import find_cuda_tool
+from r2d2fast.cuda_toolkit import find_cuda_tool
 from r2d2fast.tables import markdown_table
 
 WARP = 32
 SUB_PARTITIONS = 4
 REGISTER_UNIT = 256
-"""Registers are given to warps in such pieces, from one of the SM's four parts (cuda_occupancy.h of the CUDA toolkit)."""
+"""Registers are given to a warp in pieces of this size, from one of the SM's four parts (CUDA toolkit, cuda_occupancy.h)."""
 
 
 class Limits(NamedTuple):
@@ -58,7 +58,7 @@ DEVICES = (
 """NVIDIA's data sheets: bytes per second of DRAM, as published and never reached."""
 
 LATENCIES = (600e-9, 800e-9)
-"""Of a DRAM read, in seconds: what microbenchmarks of such devices report, the range assumed here."""
+"""Seconds that a DRAM read takes: the range that microbenchmarks of such devices report, and that is assumed here."""
 
 BATCH, CLASSES = 1024, 1000
 DTYPES = {"float32": (4, 4), "bfloat16 / float32 bank": (2, 4)}
@@ -162,7 +162,7 @@ def kernels(binary: Path, arch: int = 0) -> list[Kernel]:
 
 
 def occupancy_table(found: list[Kernel]) -> str:
-    """A line a kernel; where its figures differ from one architecture to the next, all of them in turn."""
+    """A row for each kernel. Where a figure differs between architectures, the cell has one for each of them."""
     archs = sorted({kernel.arch for kernel in found})
     names = sorted({kernel.name: kernel for kernel in found}.values(), key=_order)
     rows = []

@@ -10,8 +10,9 @@ import pytest
 
 from bench.__main__ import FULL
 from bench.implementations import implementations
-from bench.measure import prepare, torch_threads
+from bench.measure import prepare
 from bench.workload import Step, Workload
+from r2d2fast.train.threads import cpu_threads
 
 CASES = [(shape, threads) for shape in FULL.shapes for threads in FULL.threads]
 
@@ -26,7 +27,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def case(request: pytest.FixtureRequest) -> Iterator[tuple[Workload, dict[str, Step], str]]:
     (batch, classes), threads = request.param
     workload = Workload(batch, classes, FULL.rows)
-    with torch_threads(threads):
+    with cpu_threads(threads):
         yield workload, prepare(workload), f"B={batch} N={classes} threads={threads}"
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import tyro
 
-from bench.measure import torch_threads
 from bench.photographs import write_photographs
 from bench.plain_loop import PlainLoop
 from bench.table import machine_list
@@ -20,6 +19,7 @@ from r2d2fast.tables import markdown_table
 from r2d2fast.train.config import Config
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
+from r2d2fast.train.threads import cpu_threads
 from r2d2fast.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ FASTER_THAN_PLAIN = 1.5
 
 
 def digits() -> Trainer:
-    """The recipe of the digits."""
+    """A trainer with the recipe of the digits."""
     dataset = load_dataset("digits", Path(), CPU, False)
     return _trainer(RECIPES["digits"].config, dataset)
 
@@ -64,21 +64,20 @@ def _split(labels: torch.Tensor, labelled: int) -> torch.Tensor:
 
 
 def _trainer(config: Config, dataset: Dataset) -> Trainer:
-    """At the beginning of stage 2, with a tenth of the samples labelled, the first ones."""
+    """A trainer at the beginning of stage 2, with the first tenth of the samples labelled."""
     labels = _split(dataset.train_labels, len(dataset.train) // 10)
     trainer = Trainer(replace(config, split=0, log_interval=50), dataset, labels, Ranks())
-    trainer.go_to(next(place for place, epoch in enumerate(trainer.schedule) if epoch.stage == 2))
+    trainer.go_to(next(number for number, epoch in enumerate(trainer.schedule) if epoch.stage == 2))
     return trainer
 
 
 def steps_of(trainer: Trainer, count: int) -> Callable[[], None]:
-    """So many steps of stage 2, metrics read at their end."""
-    place = len(trainer.rows)
+    """A function that takes ``count`` steps of stage 2 and reads the metrics at their end."""
+    epoch = trainer.position.epoch
 
     def run() -> None:
-        trainer.go_to(place)
-        epoch = trainer.schedule[place]
-        trainer.train(epoch, list(trainer.order(epoch))[:count], lambda: None)
+        trainer.go_to(epoch)
+        trainer.train(trainer.batches()[:count])
         trainer.d2_loss.read_statistics()
 
     return run
@@ -92,14 +91,14 @@ def share_outside(trainer: Trainer, count: int, rounds: int) -> float:
     for _ in range(rounds):
         began = time.perf_counter()
         run()
-        share = trainer.outside_network(time.perf_counter() - began)
+        share = trainer.stopwatch.share_outside(time.perf_counter() - began)
         assert share is not None
         shares.append(share)
     return statistics.median(shares)
 
 
 def share_of_plain(loop: PlainLoop, count: int, rounds: int) -> float:
-    """The same of the plain loop."""
+    """The same share for the plain loop."""
     loop.run(2)
     shares = []
     for _ in range(rounds):
@@ -110,7 +109,7 @@ def share_of_plain(loop: PlainLoop, count: int, rounds: int) -> float:
 
 
 def times_as_fast(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> float:
-    """Median over rounds, in turn."""
+    """How many times as long theirs takes: the median over rounds, in which both take turns."""
     ratios = []
     for _ in range(rounds + 1):
         seconds = []
@@ -130,7 +129,7 @@ def main(*, rounds: int = 9) -> None:
     """
     about = machine.describe()
     rows = []
-    with torch_threads(1), tempfile.TemporaryDirectory() as folder:
+    with cpu_threads(1), tempfile.TemporaryDirectory() as folder:
         outside = {
             "digits": share_outside(digits(), 14, rounds),
             "resnet18": share_outside(photographs(Path(folder)), 2, max(rounds // 3, 2)),

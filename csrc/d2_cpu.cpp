@@ -1,4 +1,4 @@
-// A batch on a CPU: indices checked, duplicates put first, rows shared out over threads, sums in a fixed order.
+// A batch on a CPU: its indices are checked, overridden duplicates come first, threads share the rows, sums have a fixed order.
 #include "d2_cpu.h"
 
 #include <vector>
@@ -8,7 +8,7 @@
 namespace r2d2 {
 namespace {
 
-// Each thread gets at least so much: about 20 µs of work, several times what waking it costs.
+// Each thread gets at least so many elements: about 20 µs of work, several times what waking the thread costs.
 constexpr int64_t kElementsPerThread = 16384;
 
 struct Workspace {
@@ -34,8 +34,8 @@ int64_t look_up(const Batch& batch, const Bank& bank, Workspace& work) {
   return batch.index_is_int64 ? look_up<int64_t>(batch, bank, slots) : look_up<int32_t>(batch, bank, slots);
 }
 
-// Fills workspace.order with the positions of a batch, those that a later occurrence of their row overrides first; returns
-// how many these are. They only read, so that all of them can be done before anything is written (rules 2 and 4).
+// Fills workspace.order with the positions of a batch, those that a later occurrence of their row overrides first, and returns
+// how many these are. They only read the row: all of them are done before anything is written, so that they read the old one.
 int64_t overridden_first(Workspace& work) {
   const int64_t size = work.slots.size();
   int bits = 4;
@@ -60,7 +60,7 @@ int64_t overridden_first(Workspace& work) {
 }
 
 template <class F>
-void share_out(int64_t count, int64_t classes, int threads, F rows) {
+void parallel_for(int64_t count, int64_t classes, int threads, F rows) {
   const int64_t useful = count * classes / kElementsPerThread;
   if (threads > useful) threads = int(useful);
   if (threads <= 1) return rows(0, count);
@@ -106,8 +106,8 @@ int64_t d2_step(const Batch& batch, const Bank& bank, const Step& step) {
                         work.results.data());
     };
   };
-  share_out(overridden, bank.classes, step.threads, rows(0, false));
-  share_out(batch.size - overridden, bank.classes, step.threads, rows(overridden, step.update));
+  parallel_for(overridden, bank.classes, step.threads, rows(0, false));
+  parallel_for(batch.size - overridden, bank.classes, step.threads, rows(overridden, step.update));
   *bank.updates += step.update;
   sum_up(batch, step, work);
   return -1;
@@ -120,7 +120,7 @@ int64_t predict(const Batch& batch, const Bank& bank, int threads, int64_t* skip
   const int64_t overridden = overridden_first(work);
   work.results.resize(batch.size);
   const Kernels& kernels = best_kernels();
-  share_out(batch.size - overridden, bank.classes, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(batch.size - overridden, bank.classes, threads, [&](int64_t begin, int64_t end) {
     for (int64_t k = overridden + begin; k < overridden + end; ++k) {
       const int32_t i = work.order[k], slot = work.slots[i];
       work.results[i].sound = slot < 0 || kernels.predict_row(batch, bank, i, slot);

@@ -6,8 +6,8 @@
 namespace r2d2 {
 namespace {
 
-// Rows of floats, readable and writable up to the next multiple of kLanes. Kept between calls: a fresh 5 MB for the widest
-// row would cost more in page faults than the row itself.
+// Rows of floats, readable and writable up to the next multiple of kLanes. The memory is kept between calls, because a fresh 5 MB
+// for the widest row would cost more in page faults than the row itself.
 class Scratch {
  public:
   explicit Scratch(int64_t classes) : pitch_((classes + 31) / 16 * 16) {
@@ -40,7 +40,7 @@ inline bool all_finite(const float* x, int64_t n) {
 
 // A gap of more than FLT_MAX to the largest number would make u infinite: gaps are cut to 1e33, and with them the class
 // loss of such a row, which is finite but no longer exact. Not further: beside 3.4e38, 1e31 is less than the spacing of float32.
-inline const float* tame(const float* x, float largest, float* out, int64_t n) {
+inline const float* cut_gaps(const float* x, float largest, float* out, int64_t n) {
   for (int64_t j = 0; j < n; ++j) out[j] = x[j] > largest - 1e33f ? x[j] : largest - 1e33f;
   return out;
 }
@@ -57,14 +57,15 @@ inline const char* logits_row(const Batch& batch, int64_t position) {
   return static_cast<const char*>(batch.logits) + position * batch.stride * element_size(batch.dtype);
 }
 
-// The step over the rows of one batch; the class loss and whether statistics are kept are fixed, dtypes behind Edges.
+// The step over the rows of one batch. The class loss and whether statistics are kept are template arguments; dtypes are the
+// business of RowIO.
 template <ClassLoss L, bool kStats>
 class StepKernel {
  public:
   StepKernel(const Batch& batch, const Bank& bank, const Step& step, bool update, const int32_t* slots, RowResult* results)
       : batch_(batch), bank_(bank), step_(step), update_(update), slots_(slots), results_(results),
-        logits_edge_(kEdges[int(batch.dtype)]), bank_edge_(kEdges[int(bank.dtype)]), n_(bank.classes),
-        whole_(n_ % kLanes == 0), scratch_(n_) {}
+        logits_io_(kRowIO[int(batch.dtype)]), bank_io_(kRowIO[int(bank.dtype)]), n_(bank.classes),
+        whole_vectors_(n_ % kLanes == 0), scratch_(n_) {}
 
   void run(const int32_t* order, int64_t begin, int64_t end) const {
     if (n_ <= kTileClasses) {
@@ -79,10 +80,10 @@ class StepKernel {
   }
 
  private:
-  // Up to here lanes are rows: no sum crosses lanes and no lane idles in a tail.
+  // Up to so many classes lanes are rows, so that no sum crosses lanes and no lane idles in a tail.
   static constexpr int kTileClasses = 64;
 
-  // Rows of the bank lie anywhere in memory: so many of them are fetched while others are worked on.
+  // Rows of the bank lie anywhere in memory, so that this many of them are prefetched while others are worked on.
   static constexpr int kPrefetchRows = 48;
 
   void prefetch(int32_t slot) const {
@@ -95,7 +96,7 @@ class StepKernel {
   char* grad_row(int64_t i) const { return static_cast<char*>(step_.grad) + i * n_ * element_size(batch_.dtype); }
   bool moves(int32_t slot) const { return update_ && slot >= 0; }
   // Whole vectors of float32 are read and written where they lie, without a copy in scratch.
-  bool in_place(DType dtype) const { return whole_ && dtype == DType::float32; }
+  bool in_place(DType dtype) const { return whole_vectors_ && dtype == DType::float32; }
 
   void row(int32_t i, int32_t next_slot) const {
     const int32_t slot = slots_[i];
@@ -103,18 +104,18 @@ class StepKernel {
     r.classes = n_;
     r.eu = scratch_.row(2), r.ev = scratch_.row(3);
     if (next_slot >= 0) r.prefetch = bank_row(bank_, next_slot), r.prefetch_bytes = n_ * element_size(bank_.dtype);
-    r.x = read(logits_edge_, batch_.dtype, logits_row(batch_, i), scratch_.row(0), r.max_x);
+    r.x = read(logits_io_, batch_.dtype, logits_row(batch_, i), scratch_.row(0), r.max_x);
     if (slot >= 0)
-      r.y = read(bank_edge_, bank_.dtype, bank_row(bank_, slot), scratch_.row(1), r.max_y);
+      r.y = read(bank_io_, bank_.dtype, bank_row(bank_, slot), scratch_.row(1), r.max_y);
     else
       r.y = labelled(-1 - slot, scratch_.row(1), 1);
     bool agreement;
     Sums<float> sums = sum_row<L, kStats>(r, agreement);
     const float* y = r.y;
     if (!sound(sums)) {
-      if (!all_finite(r.x, n_) || !all_finite(r.y, n_)) return spoil(i);
-      r.x = tame(r.x, r.max_x, scratch_.row(0), n_);
-      r.y = tame(r.y, r.max_y, scratch_.row(4), n_);
+      if (!all_finite(r.x, n_) || !all_finite(r.y, n_)) return write_nan(i);
+      r.x = cut_gaps(r.x, r.max_x, scratch_.row(0), n_);
+      r.y = cut_gaps(r.y, r.max_y, scratch_.row(4), n_);
       sums = sum_row<L, kStats>(r, agreement);
     }
     Deviations<float> deviations;
@@ -128,12 +129,12 @@ class StepKernel {
     float* grad = in_place(batch_.dtype) ? reinterpret_cast<float*>(grad_row(i)) : r.eu;
     if (moves(slot)) {
       float* moved = in_place(bank_.dtype) ? reinterpret_cast<float*>(bank_row(bank_, slot)) : r.ev;
-      write_gradient<L, true>(r, c, y, bank_edge_.largest, grad, moved);
+      write_gradient<L, true>(r, c, y, bank_io_.largest, grad, moved);
       if (!in_place(bank_.dtype)) write_bank(slot, moved);
     } else {
-      write_gradient<L, false>(r, c, y, bank_edge_.largest, grad, nullptr);
+      write_gradient<L, false>(r, c, y, bank_io_.largest, grad, nullptr);
     }
-    if (!in_place(batch_.dtype)) logits_edge_.write_row(grad_row(i), grad, n_);
+    if (!in_place(batch_.dtype)) logits_io_.write_row(grad_row(i), grad, n_);
   }
 
   void tile(const int32_t* order, int rows) const {
@@ -172,8 +173,8 @@ class StepKernel {
         results_[i] = result(c.class_loss[lane], c.entropy[lane], c.prediction_confidence[lane], c.pseudo_confidence[lane],
                              kStats && both[lane] == 0);
     }
-    logits_edge_.write_tile(grads, eu, n_);
-    clamp_row(ev, n_ * kLanes, bank_edge_.largest);
+    logits_io_.write_tile(grads, eu, n_);
+    clamp_row(ev, n_ * kLanes, bank_io_.largest);
     if (bank_.stochastic)
       for (int lane = 0; lane < rows; ++lane) {
         if (!moved[lane]) continue;
@@ -182,9 +183,9 @@ class StepKernel {
         write_bank(slots_[order[lane]], row);
       }
     else
-      bank_edge_.write_tile(moved, ev, n_);
+      bank_io_.write_tile(moved, ev, n_);
     for (int lane = 0; lane < rows; ++lane)
-      if (!good[lane]) row(order[lane], -1);  // tells a bad row from one that only needs taming
+      if (!good[lane]) row(order[lane], -1);  // tells a bad row from one that only has gaps to be cut
   }
 
   // Lanes past `rows` repeat the last.
@@ -199,17 +200,17 @@ class StepKernel {
     }
     for (const void*& row : pseudo)
       if (!row) row = any;
-    logits_edge_.read_tile(logits, x, n_);
-    if (any) bank_edge_.read_tile(pseudo, y, n_);
+    logits_io_.read_tile(logits, x, n_);
+    if (any) bank_io_.read_tile(pseudo, y, n_);
     for (int lane = 0; lane < kLanes; ++lane) {
       const int32_t slot = slots_[order[lane < rows ? lane : rows - 1]];
       if (slot < 0) labelled(-1 - slot, y + lane, kLanes);
     }
   }
 
-  const float* read(const Edge& edge, DType dtype, const char* from, float* scratch, float& largest) const {
+  const float* read(const RowIO& io, DType dtype, const char* from, float* scratch, float& largest) const {
     float* to = in_place(dtype) ? reinterpret_cast<float*>(const_cast<char*>(from)) : scratch;
-    largest = edge.read_row(from, to, n_);
+    largest = io.read_row(from, to, n_);
     return to;
   }
 
@@ -222,9 +223,9 @@ class StepKernel {
 
   void write_bank(int32_t slot, const float* moved) const {
     if (bank_.stochastic)
-      bank_edge_.round_row(bank_row(bank_, slot), moved, n_, uint64_t(slot) * n_, uint64_t(*bank_.updates), bank_.seed);
+      bank_io_.round_row(bank_row(bank_, slot), moved, n_, uint64_t(slot) * n_, uint64_t(*bank_.updates), bank_.seed);
     else
-      bank_edge_.write_row(bank_row(bank_, slot), moved, n_);
+      bank_io_.write_row(bank_row(bank_, slot), moved, n_);
   }
 
   RowResult result(float class_loss, float entropy, float prediction, float pseudo, bool agreement) const {
@@ -232,10 +233,10 @@ class StepKernel {
     return {loss, class_loss, entropy, prediction, pseudo, agreement, true};
   }
 
-  void spoil(int32_t i) const {
+  void write_nan(int32_t i) const {
     float* nan = scratch_.row(2);
     for (int64_t j = 0; j < n_; ++j) nan[j] = NAN;
-    logits_edge_.write_row(grad_row(i), nan, n_);
+    logits_io_.write_row(grad_row(i), nan, n_);
     results_[i] = {NAN, NAN, NAN, NAN, NAN, false, false};
   }
 
@@ -245,9 +246,9 @@ class StepKernel {
   const bool update_;
   const int32_t* slots_;
   RowResult* results_;
-  const Edge &logits_edge_, &bank_edge_;
+  const RowIO &logits_io_, &bank_io_;
   const int64_t n_;
-  const bool whole_;
+  const bool whole_vectors_;
   const Scratch scratch_;
 };
 
@@ -268,7 +269,7 @@ void step_rows(const Batch& batch, const Bank& bank, const Step& step, bool upda
 }
 
 bool predict_row(const Batch& batch, const Bank& bank, int64_t position, int32_t slot) {
-  const Edge &from = kEdges[int(batch.dtype)], &to = kEdges[int(bank.dtype)];
+  const RowIO &from = kRowIO[int(batch.dtype)], &to = kRowIO[int(bank.dtype)];
   float* row = Scratch(bank.classes).row(0);
   from.read_row(logits_row(batch, position), row, bank.classes);
   if (!all_finite(row, bank.classes)) return false;

@@ -1,6 +1,6 @@
 // The row kernels, compiled once for each instruction set (d2_cpu_portable.cpp, _avx2.cpp, _avx512.cpp).
 //
-// All arithmetic is float32. A dtype exists only at the two edges, where a row is read into scratch and written from it.
+// All arithmetic is float32. A dtype matters only where a row is read into scratch and written from it.
 #pragma once
 
 #include <math.h>
@@ -13,9 +13,9 @@
 namespace r2d2 {
 namespace {
 
-// ------------------------------------------------------------------------------------------- the edges: one dtype a row
+// ------------------------------------------------------------------------------------------- rows in and out: one dtype a row
 
-struct Edge {
+struct RowIO {
   float (*read_row)(const void* row, float* out, int64_t n);  // returns the largest element, NaN aside
   void (*write_row)(void* row, const float* in, int64_t n);
   void (*round_row)(void* row, const float* in, int64_t n, uint64_t element, uint64_t step, uint64_t seed);
@@ -109,7 +109,7 @@ void round_row(void* row, const float* in, int64_t n, uint64_t element, uint64_t
 }
 
 // A bank saturates at its largest number.
-constexpr Edge kEdges[] = {
+constexpr RowIO kRowIO[] = {
     {read_row<float>, write_row<float>, nullptr, read_tile<float>, write_tile<float>, FLT_MAX},
     {read_row<Bfloat16>, write_row<Bfloat16>, round_row<Bfloat16, 16>, read_tile<Bfloat16>, write_tile<Bfloat16>,
      kLargest<Bfloat16>},

@@ -14,7 +14,7 @@ struct PredictArguments {
   int32_t* status;
 };
 
-// A warp a row, which it reads twice: nothing is written before all of it is known to be finite.
+// A warp has a row, which it reads twice, so that nothing is written before all of it is known to be finite.
 __global__ void __launch_bounds__(128) predict_kernel(const __grid_constant__ PredictArguments a) {
   using TeamType = Team<32>;
   TeamType team;
@@ -26,8 +26,8 @@ __global__ void __launch_bounds__(128) predict_kernel(const __grid_constant__ Pr
   if (inside && slot == kOutside && team.rank == 0) atomicOr(a.status + 1, kIndexOutOfRange);
   if (slot < 0 || occurrences.last != i) return;
   const RowAt logits = logits_row(a.batch, a.bank, i), row = bank_row(a.bank, slot);
-  auto slice = share_out<32, 8>(team.rank, INT_MAX, logits, row, nullptr);
-  // Vectors are those of the logits' dtype; a bank of another width goes element by element.
+  auto slice = choose_slice<32, 8>(team.rank, INT_MAX, logits, row, nullptr);
+  // Vectors are those of the logits' dtype, so that a bank of another width goes element by element.
   if (element_size(logits.dtype) != element_size(row.dtype)) slice = {Access::scalar, 0, team.rank, 0};
   const int end = row.width + slice.head;
   float x[8], count = 0;
@@ -56,7 +56,7 @@ struct ScaleArguments {
 };
 
 constexpr int kScaleSpan = 32 * 8;
-constexpr int64_t kScaleBlocks = 2048;  // where there is nothing to do, starting a block for each kilobyte would cost more
+constexpr int64_t kScaleBlocks = 2048;  // a block for each kilobyte would cost more where there is nothing to do
 
 __global__ void __launch_bounds__(128) scale_kernel(const __grid_constant__ ScaleArguments a) {
   const float factor = *a.grad_output / value_of(a.grad_scale);
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(128) scale_kernel(const __grid_constant__ Scal
     const int count = int(a.size - first < kScaleSpan ? a.size - first : kScaleSpan);
     const RowAt in{const_cast<char*>(static_cast<const char*>(a.in)) + first * size, a.dtype, count, count};
     const RowAt out{static_cast<char*>(a.out) + first * size, a.dtype, count, count};
-    const auto slice = share_out<32, 8>(threadIdx.x % 32, kScaleSpan, in, out, nullptr);
+    const auto slice = choose_slice<32, 8>(threadIdx.x % 32, kScaleSpan, in, out, nullptr);
     float x[8];
     load(in, slice, x);
     for (float& value : x) value *= factor;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(128) scale_kernel(const __grid_constant__ Scal
 
 // ------------------------------------------------------------------------------------------- launches
 
-// Makes a device current while it lives: a stream can be launched on only then.
+// Makes a device current for as long as the guard lives, since a launch on a stream needs its device to be current.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -100,28 +100,30 @@ class DeviceGuard {
 template <class Arguments>
 int launch(void (*kernel)(Arguments), int64_t blocks, int threads, const CudaTarget& target, const Arguments& arguments) {
   const DeviceGuard guard(target.device);
-  if (guard.error() != cudaSuccess) return guard.error();
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(unsigned(blocks));
-  config.blockDim = dim3(unsigned(threads));
-  config.stream = static_cast<cudaStream_t>(target.stream);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments);
-  cudaGetLastError();  // what is returned here is not to be found again by PyTorch's next check
+  cudaError_t error = guard.error();
+  if (error == cudaSuccess) {
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(unsigned(blocks));
+    config.blockDim = dim3(unsigned(threads));
+    config.stream = static_cast<cudaStream_t>(target.stream);
+    error = cudaLaunchKernelEx(&config, kernel, arguments);
+  }
+  cudaGetLastError();  // so that PyTorch's next check does not find again what is returned here
   return error;
 }
 
 template <int kThreads, int kElements, bool kLong = false>
 int launch_step(const StepArguments& arguments, const CudaTarget& target) {
   using TeamType = Team<kThreads>;
-  // An empty batch has a block, too: the loss is 0 and the step counts.
+  // An empty batch has a block, too, because its loss is 0 and its step counts.
   const int64_t blocks = arguments.batch.size ? (arguments.batch.size + TeamType::kRows - 1) / TeamType::kRows : 1;
   return launch(step_kernel<kThreads, kElements, kLong>, blocks, TeamType::kBlock, target, arguments);
 }
 
 }  // namespace
 
-// Up to 8192 classes a row stays in registers; above, it is read twice (three times for mse). Twice as many, 32 elements a thread,
-// do not fit: 512 threads have 128 registers each, and ptxas spills (16 to 72 bytes on sm_80 to sm_120).
+// A row of up to 8192 classes stays in registers; a longer one is read twice (three times for mse). Twice as many classes, 32
+// elements a thread, do not fit: 512 threads have 128 registers each, and ptxas spills 16 to 72 bytes on sm_80 to sm_120.
 int d2_step_cuda(const Batch& batch, const Bank& bank, const CudaStep& step, const CudaTarget& target) {
   const StepArguments arguments{batch, bank, step};
   const int64_t width = bank.stride;
@@ -147,7 +149,8 @@ int scale_cuda(void* out, const void* in, int64_t size, DType dtype, const float
                const CudaTarget& target) {
   if (size == 0) return cudaSuccess;
   const int64_t blocks = (size + 4 * kScaleSpan - 1) / (4 * kScaleSpan);
-  return launch(scale_kernel, blocks < kScaleBlocks ? blocks : kScaleBlocks, 128, target, ScaleArguments{out, in, size, dtype, grad_output, grad_scale});
+  const ScaleArguments arguments{out, in, size, dtype, grad_output, grad_scale};
+  return launch(scale_kernel, blocks < kScaleBlocks ? blocks : kScaleBlocks, 128, target, arguments);
 }
 
 int cuda_version() { return CUDART_VERSION; }

@@ -6,7 +6,7 @@
 
 namespace r2d2 {
 
-// Not a slot: labels go down to −262 144.
+// This is no slot: those of labelled samples go down to −262 144.
 constexpr int32_t kOutside = INT32_MIN;
 
 __device__ __forceinline__ int64_t sample_at(const Batch& batch, int64_t i) {
@@ -22,14 +22,15 @@ struct Occurrences {
   int first, last;
 };
 
-// Rule 4 in one launch: the team of a sample's last occurrence does all of them, so that whoever writes a row is the only one
-// to have read it, and no block waits for another. Each block looks through the whole index for the samples of its own teams:
-// B·8 bytes from the L2 cache a block, so B² in all. Every thread of the block must call; `sample` is that of the thread's team,
-// −1 where it owns no row.
+// Duplicates are settled in one launch: the team of a sample's last occurrence does all of them, so that whoever writes a row is
+// the only one to have read it, and no block waits for another. For that each block looks through the whole index for the samples
+// of its own teams, 8·B bytes from the L2 cache for each block and so in the order of B² in all. Every thread of the block must
+// call this; `sample` is that of the thread's team, −1 where it owns no row.
 template <class TeamType>
 __device__ Occurrences find_occurrences(const Batch& batch, int position, int64_t sample) {
   constexpr int kHashes = 1024, kAhead = 4;
-  // The block's teams in chains, one a hash value: nearly all samples of the batch are seen at once to be nobody's here.
+  // The block's teams are in chains, one for each hash value, so that nearly all samples of the batch are seen at once to be of
+  // no team here.
   __shared__ int heads[kHashes], next[TeamType::kRows];
   __shared__ int64_t samples[TeamType::kRows];
   __shared__ int first[TeamType::kRows], last[TeamType::kRows];
@@ -41,7 +42,8 @@ __device__ Occurrences find_occurrences(const Batch& batch, int position, int64_
   __syncthreads();
   if (leads && sample >= 0) next[team] = atomicExch(&heads[hash(sample)], team);
   __syncthreads();
-  // The type of the index is chosen outside of the loop and a few are loaded ahead: else each load waits for the one before.
+  // The type of the index is chosen outside of the loop, and a few elements are loaded ahead: otherwise each load would wait for
+  // the one before.
   const auto look_through = [&](const auto* index) {
     for (int64_t begin = threadIdx.x; begin < batch.size; begin += kAhead * TeamType::kBlock) {
       int64_t others[kAhead];
@@ -69,7 +71,7 @@ __device__ Occurrences find_occurrences(const Batch& batch, int position, int64_
   return {first[team], last[team]};
 }
 
-// The next position after one that has the sample which is last at `last`.
+// The next position after `position` with the sample that occurs last at `last`.
 template <int kThreads>
 __device__ int next_occurrence(Team<kThreads>& team, const Batch& batch, int position, int last) {
   const int64_t sample = sample_at(batch, last);
@@ -98,7 +100,7 @@ __device__ inline void report(const CudaStep& step, int64_t size, int64_t i, con
   step.results[kRowKind * size + i] = result.kind;
 }
 
-// The block that is done last adds up what all have reported, always in the same order (rule 5).
+// The block that is done last adds up what all have reported, always in the same order, so that every run gives the same bits.
 template <int kBlock>
 __device__ void sum_up(const Batch& batch, const Bank& bank, const CudaStep& step) {
   __shared__ bool is_last;

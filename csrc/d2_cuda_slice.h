@@ -1,9 +1,10 @@
-// The elements of a row that a thread holds in registers, and how they get there and back: the only place with dtypes.
+// The elements of a row that a thread holds in registers, and how they get there and back. Dtypes matter in this file alone.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <float.h>
 #include <math.h>
 
 #include "d2_step.h"
@@ -24,7 +25,7 @@ struct RowAt {
   }
 };
 
-// Vectors of eight 16-bit elements or of four: the widest that is one access of 16 bytes for the wider of two dtypes.
+// Vectors have eight elements or four, as many as are one access of 16 bytes in the wider of the two dtypes.
 enum class Access { scalar = 1, four = 4, eight = 8 };
 
 // Element k of thread `rank` of kThreads. All rows of one step share the mapping, so that a class is in one thread.
@@ -41,10 +42,10 @@ struct Slice {
   }
 };
 
-// Vector accesses where all rows are alike misaligned, that of the bank too: then the head and tail alone are scalar.
-// Elsewhere neighbouring threads take neighbouring elements, one by one. `capacity`: elements that the team has room for.
+// Where all rows are alike misaligned, that of the bank too, accesses are vectors but for the head and the tail. Elsewhere
+// neighbouring threads take neighbouring elements, one by one. The team has room for `capacity` elements.
 template <int kThreads, int kElements>
-__device__ Slice<kThreads, kElements> share_out(int rank, int capacity, const RowAt& logits, const RowAt& grad,
+__device__ Slice<kThreads, kElements> choose_slice(int rank, int capacity, const RowAt& logits, const RowAt& grad,
                                                 const RowAt* pseudo) {
   const bool narrow = logits.dtype != DType::float32 && (!pseudo || pseudo->dtype != DType::float32);
   const int vector = narrow ? 8 : 4;
@@ -229,7 +230,7 @@ __device__ __forceinline__ float round_up_or_down(float x, uint32_t bits, DType 
   return __uint_as_float((__float_as_uint(x) + (bits & mask)) & ~mask);
 }
 
-// The elements of vectors that start at `row_start` + position: two blocks of random words serve a whole vector.
+// Rounds the elements of vectors that start at `row_start` + position. Two blocks of random words serve a whole vector.
 template <int kVector, int kThreads, int kElements>
 __device__ __forceinline__ void round_vectors(const Bank& bank, uint64_t row_start, const Slice<kThreads, kElements>& slice,
                                               float (&values)[kElements]) {
@@ -256,7 +257,8 @@ __device__ __forceinline__ void clamp(float (&values)[kElements], float largest)
   for (int k = 0; k < kElements; ++k) values[k] = fminf(fmaxf(values[k], -largest), largest);
 }
 
-// Within the dtype's range, and stochastically rounded if so asked; `row_start` is the number of the row's first element.
+// Cuts values to the dtype's range, and rounds stochastically if the bank does; `row_start` is the number of the row's first
+// element.
 template <int kThreads, int kElements>
 __device__ __forceinline__ void round_to_bank(const Bank& bank, uint64_t row_start, const Slice<kThreads, kElements>& slice,
                                               float (&values)[kElements]) {

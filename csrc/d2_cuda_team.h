@@ -14,12 +14,15 @@ struct Add {
 };
 
 struct Max {
-  __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }  // NaN aside
+  __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }  // ignores NaN
 };
 
 struct Min {
   __device__ __forceinline__ int operator()(int a, int b) const { return a < b ? a : b; }
 };
+
+// What a value that Team::opaque() returns is used for.
+enum class Use { deviations, gradient_kl_reverse, gradient_kl, gradient_mse, store };
 
 template <int kThreads>
 class Team {
@@ -33,7 +36,7 @@ class Team {
 
   const int rank;
 
-  // Combines each of the values over the team, in one fixed order; every thread gets the result. All threads must call.
+  // Combines each of the values over the team, in one fixed order, and gives every thread the result. All threads must call it.
   template <class T, int kCount, class Op>
   __device__ __forceinline__ void reduce(T (&values)[kCount], Op op) {
 #pragma unroll
@@ -41,7 +44,8 @@ class Team {
 #pragma unroll
       for (int c = 0; c < kCount; ++c) values[c] = op(values[c], __shfl_xor_sync(mask_, values[c], offset));
     if constexpr (kThreads > 32) {
-      // Two copies in turn: the barrier of the reduction in between keeps a fast warp from overwriting what a slow one reads.
+      // There are two copies, used in turn: the barrier of the reduction in between keeps a fast warp from overwriting what a
+      // slow one still reads.
       __shared__ T partial[2][kCount][kThreads / 32];
       if (threadIdx.x % 32 == 0)
 #pragma unroll
@@ -64,19 +68,20 @@ class Team {
     return values[0];
   }
 
-  // Two means to make the compiler need fewer registers, for teams of whole warps; without them a thread with 16 or 32 elements
+  // Two means to make the compiler need fewer registers, for teams of whole warps. Without them a thread with 16 or 32 elements
   // spills (sm_90, 32 elements: 5 KB).
 
-  // The same value, in a way that the compiler cannot know: it would keep what it has computed from it for every element, for
-  // the next time that is wanted, where computing it again is cheaper. Each `use` has its own number (lanes count modulo 32),
-  // or the uses in two branches would be merged before them.
+  // Returns the same value, in a way that the compiler cannot see through. Otherwise it would keep what it has computed from
+  // that value for every element until the next time it is wanted, where computing it again is cheaper. Lanes count modulo 32,
+  // so that adding a multiple of 32 changes nothing but makes each use another instruction: the uses in two branches would
+  // otherwise be merged into one before them.
   template <class T>
-  __device__ __forceinline__ T again(T value, int use) const {
-    return __shfl_sync(0xFFFFFFFFu, value, int(threadIdx.x % 32) + 32 * use);
+  __device__ __forceinline__ T opaque(T value, Use use) const {
+    return __shfl_sync(0xFFFFFFFFu, value, int(threadIdx.x % 32) + 32 * int(use));
   }
 
-  // No instruction moves across: so many elements and no more are worked on at a time.
-  __device__ __forceinline__ void settle() const { __syncwarp(); }
+  // No instruction moves across this, so that only the elements before it or those after it are worked on at a time.
+  __device__ __forceinline__ void scheduling_barrier() const { __syncwarp(); }
 
  private:
   unsigned mask_ = 0xFFFFFFFFu;

@@ -1,4 +1,4 @@
-// The mathematics of one row of the D2 step (DESIGN.md, section 3), for the host and the device.
+// The mathematics of one row of the D2 step, for the host and the device.
 //
 // Written over a value type T: float (a row's own sums, or a CUDA thread) or a SIMD vector. A kernel does, per row,
 //

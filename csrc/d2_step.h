@@ -1,4 +1,4 @@
-// What every backend of the D2 step is given: plain pointers and sizes, no PyTorch (DESIGN.md, section 4).
+// What every backend of the D2 step is given: plain pointers and sizes, no PyTorch.
 #pragma once
 
 #include <stdint.h>
@@ -20,7 +20,7 @@ struct Bank {
   float label_scale;
   bool stochastic;
   uint64_t seed;
-  int64_t* updates;  // so far, the counter of stochastic rounding
+  int64_t* updates;  // how many steps have updated it, the counter of stochastic rounding
 };
 
 struct Batch {

@@ -1,4 +1,4 @@
-"""What the programs of one launch need to know of a batch: whose rows they have, and which samples occur again.
+"""What the programs of a launch need to know of a batch: whose rows they have, and which samples occur more than once.
 
 A program has a tile of rows; whatever belongs to a row is a tensor ``[ROWS, 1]``.
 """
@@ -17,7 +17,7 @@ def value_of(scalar):
 
 @triton.jit
 def is_finite(x):
-    # By its bits: Triton tells LLVM that there are no NaNs, so that no comparison of floats is safe to find one.
+    # This looks at the bits, because Triton tells LLVM that there are no NaNs: no comparison of floats is safe to find one.
     return (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) < 0x7F800000
 
 
@@ -28,7 +28,8 @@ def any_of(flags):
 
 @triton.jit
 def locate(index, size, slots, samples, status, ROWS: tl.constexpr):
-    """The rows of this program: position in the batch, inside it or not, sample, in the bank or not, slot (−1 if not)."""
+    """Of each row of this program: its position in the batch, whether that is inside, the sample, whether the bank has it, and
+    its slot (−1 if not)."""
     position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     inside = position < size
     sample = tl.load(index + position, mask=inside, other=-1).to(tl.int64)
@@ -40,12 +41,12 @@ def locate(index, size, slots, samples, status, ROWS: tl.constexpr):
 
 
 @triton.jit
-def search(index, size, sample, position, ROWS: tl.constexpr, SPAN: tl.constexpr):
+def find_occurrences(index, size, sample, position, ROWS: tl.constexpr, SPAN: tl.constexpr):
     """Whether a row's sample occurs again after it, and where it occurred last before it (−1: nowhere).
 
-    Rule 4 in one launch: the program of a sample's last occurrence does all of them, so that whoever writes a row of the bank
-    is the only one to have read it, and no program waits for another. Each looks through the whole index, which the L2 cache
-    holds: 8·B bytes beside the rows it moves, 16·N bytes each.
+    Duplicates are settled in one launch: the program of a sample's last occurrence does all of them, so that whoever writes a
+    row of the bank is the only one to have read it, and no program waits for another. For that each program reads the whole
+    index, 8·B bytes from the L2 cache, beside the rows that it moves, 16·N bytes each.
     """
     latest = tl.full([ROWS, SPAN], -1, tl.int32)
     earlier = tl.full([ROWS, SPAN], -1, tl.int32)

@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from r2d2fast.kernels.batch import any_of, is_finite, locate, search
+from r2d2fast.kernels.batch import any_of, find_occurrences, is_finite, locate
 from r2d2fast.kernels.rounding import clamp
 from r2d2fast.kernels.step import row_of
 from r2d2fast.kernels.tiles import alignment, tile_of
@@ -28,12 +28,12 @@ def predict_kernel(
     ROWS_ALIGN: tl.constexpr,
 ):
     position, inside, sample, _, slot = locate(index, size, slots, samples, status, ROWS)
-    again, _ = search(index, size, sample, position, ROWS, SPAN)
-    due = inside & (slot >= 0) & ~again
+    occurs_later, _ = find_occurrences(index, size, sample, position, ROWS, SPAN)
+    due = inside & (slot >= 0) & ~occurs_later
     source = row_of(logits, position, logits_stride, LOGITS_ALIGN)
     target = row_of(rows, slot, rows_stride, ROWS_ALIGN)
     columns = tl.arange(0, BLOCK)[None, :]
-    # Read twice: nothing is written before all of a row is known to be finite.
+    # Each row is read twice, so that nothing is written before all of it is known to be finite.
     bad = tl.zeros([ROWS, 1], tl.int32)
     for begin in range(0, CLASSES, BLOCK):
         valid = due & (begin + columns < CLASSES)

@@ -51,12 +51,12 @@ def clamp(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def to_bank(
-    x, first, step, seed, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr,
+    x, first, updates, seed, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
     """A float32 tile as elements of a bank of this dtype; ``first`` is the number of each row's first one, in rows of N."""
     x = clamp(x, DTYPE)
     if STOCHASTIC:
-        bits = random_bits(first, tl.load(step), seed, ROWS, BLOCK, CLASSES)
+        bits = random_bits(first, tl.load(updates), seed, ROWS, BLOCK, CLASSES)
         x = round_up_or_down(x, bits, DTYPE)  # not beyond the largest number, which is of that dtype itself
     return x.to(DTYPE)

@@ -7,8 +7,8 @@ from r2d2fast.kernels.batch import is_finite
 
 @triton.jit
 def below(x, largest):
-    # At least -1e31: the sums of 262 144 such distances are finite, also where a long row climbs by as much from tile to
-    # tile, and for padding, which is -inf.
+    # The distance is cut at -1e31, so that the sums of 262 144 such distances are finite, also where a long row climbs by as
+    # much from tile to tile, and for padding, which is -inf.
     return tl.maximum(x - largest, -1e31)
 
 

@@ -1,8 +1,8 @@
-"""The D2 step (DESIGN.md, section 3) in one launch: every logit and pseudo-logit read once, every result written once."""
+"""The D2 step in one launch: every logit and pseudo-logit read once, every result written once."""
 
 import triton
 import triton.language as tl
-from r2d2fast.kernels.batch import any_of, is_finite, locate, search, value_of
+from r2d2fast.kernels.batch import any_of, find_occurrences, is_finite, locate, value_of
 from r2d2fast.kernels.rounding import to_bank
 from r2d2fast.kernels.rows import below, derive, deviations_of, largest_of, losses_of, rebase, sums_of
 from r2d2fast.kernels.tiles import alignment, options_of, tile_of
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from r2d2fast.reference import Bank
 
-# What is not worth a compilation of its own for being 1 or divisible by 16.
+# A value of 1 or one divisible by 16 is not worth a compilation of its own in these arguments.
 _RUN_TIME = ["logits_stride", "size", "rows_stride", "samples", "seed"]
 
 
@@ -37,7 +37,7 @@ def load_logits(logits, position, stride, mask, columns, ALIGN: tl.constexpr):
 
 @triton.jit
 def load_pseudo(row, slot, mask, columns, label_scale):
-    """ỹ: rows of the bank, and K·onehot(label) less K, so that the largest is 0, for labelled samples (rule 3)."""
+    """ỹ: rows of the bank, and K·onehot(label) less K, so that the largest is 0, for labelled samples, which own no row."""
     y = tl.load(row + columns, mask=mask & (slot >= 0), other=float("-inf")).to(tl.float32)
     return tl.where(mask & (slot < 0), tl.where(columns == -1 - slot, 0.0, -label_scale), y)
 
@@ -81,11 +81,11 @@ def report(
 
 
 @triton.jit
-def sum_up(results, size, normalizer, loss, statistics, step, status, UPDATE: tl.constexpr):
-    """The program that is done last adds up what all have reported, always in the same order (rule 5)."""
+def sum_up(results, size, normalizer, loss, statistics, updates, status, UPDATE: tl.constexpr):
+    """The program that is done last adds up what all have reported, always in the same order: the same bits on every run."""
     PLANES: tl.constexpr = 1 if statistics is None else 8
     UNROLL: tl.constexpr = 8 if statistics is None else 1
-    tl.debug_barrier()  # one thread takes the ticket: what the others have written comes before it
+    tl.debug_barrier()  # one thread takes the ticket, after what the others have written
     if tl.atomic_add(status, 1, sem="acq_rel") == tl.num_programs(0) - 1:
         plane = tl.arange(0, PLANES)[:, None]
         total = tl.zeros([PLANES, 64], tl.float64)
@@ -99,13 +99,13 @@ def sum_up(results, size, normalizer, loss, statistics, step, status, UPDATE: tl
             of = statistics + plane - 1
             tl.store(of, tl.load(of, mask=plane > 0) + sums, mask=plane > 0)
         if UPDATE:
-            tl.store(step, tl.load(step) + 1)
+            tl.store(updates, tl.load(updates) + 1)
         tl.store(status, 0)  # for the next launch
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def step_kernel(
-    logits, logits_stride, index, size, rows, rows_stride, slots, samples, step, status, label_scale, seed,
+    logits, logits_stride, index, size, rows, rows_stride, slots, samples, updates, status, label_scale, seed,
     grad, loss, results, statistics, alpha, beta, label_lr, grad_scale, normalizer, update_normalizer,
     CLASSES: tl.constexpr, CLASS_LOSS: tl.constexpr, UPDATE: tl.constexpr, STOCHASTIC: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
@@ -113,35 +113,43 @@ def step_kernel(
 ):  # fmt: skip
     """A tile of whole rows, which stay in registers."""
     position, inside, sample, known, slot = locate(index, size, slots, samples, status, ROWS)
-    alpha, beta, grad_weight, label_rate, spoilt = weights_of(
+    alpha, beta, grad_weight, label_rate, bad_scalars = weights_of(
         alpha, beta, label_lr, grad_scale, normalizer, update_normalizer
     )
     columns = tl.arange(0, BLOCK)[None, :]
     valid = columns < CLASSES
-    # Both loads are under way while the program looks for other occurrences.
+    # Both loads are under way while the program looks for other occurrences of its samples.
     x = load_logits(logits, position, logits_stride, inside & valid, columns, LOGITS_ALIGN)
     row = row_of(rows, slot, rows_stride, ROWS_ALIGN)
     y = load_pseudo(row, slot, known & valid, columns, label_scale)
     due, moves, earlier = inside, slot >= 0, tl.full([ROWS, 1], -1, tl.int32)
     if UPDATE:
-        again, earlier = search(index, size, sample, position, ROWS, SPAN)
-        due = inside & ((slot < 0) | ~again)
+        occurs_later, earlier = find_occurrences(index, size, sample, position, ROWS, SPAN)
+        due = inside & ((slot < 0) | ~occurs_later)
     max_y = largest_of(y)
-    # A sample's last occurrence first: it moves the row, of which the earlier ones find the old values in y.
-    while any_of(due):  # not a variable: Triton 3.4 fails on a loop with one that only the condition needs
+    # A sample's last occurrence comes first: it moves the row, of which the earlier ones find the old values in y.
+    while any_of(due):  # Triton 3.4 fails on a loop whose condition is a variable of its own
         max_x = largest_of(x)
         p, q, pu, d, state = sums_of(x, y, max_x, max_y, valid, CLASS_LOSS)
         squared, mean_p, mean_q = p, p, q  # of mse alone
         if CLASS_LOSS == "mse":
             squared, mean_p, mean_q = deviations_of(x, y, max_x, max_y, p, q)
-        sound = known & (state + spoilt < 2)
+        sound = known & (state + bad_scalars < 2)
         gradient, moved = derive(
             x, y, max_x, max_y, p, q, pu, d, mean_p, mean_q, alpha, beta, grad_weight, label_rate, CLASS_LOSS
         )
         store_gradient(grad, position, gradient, sound, due & valid, columns, CLASSES)
         if UPDATE:
             moved = to_bank(
-                moved, slot.to(tl.int64) * CLASSES, step, seed, rows.dtype.element_ty, STOCHASTIC, ROWS, BLOCK, CLASSES
+                moved,
+                slot.to(tl.int64) * CLASSES,
+                updates,
+                seed,
+                rows.dtype.element_ty,
+                STOCHASTIC,
+                ROWS,
+                BLOCK,
+                CLASSES,
             )
             tl.store(row + columns, moved, mask=due & moves & sound & valid)
         report(
@@ -154,13 +162,13 @@ def step_kernel(
             position = tl.where(due, earlier, position)
             if any_of(due):
                 x = load_logits(logits, position, logits_stride, due & valid, columns, LOGITS_ALIGN)
-                again, earlier = search(index, size, sample, position, ROWS, SPAN)
-    sum_up(results, size, normalizer, loss, statistics, step, status, UPDATE)
+                occurs_later, earlier = find_occurrences(index, size, sample, position, ROWS, SPAN)
+    sum_up(results, size, normalizer, loss, statistics, updates, status, UPDATE)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def long_step_kernel(
-    logits, logits_stride, index, size, rows, rows_stride, slots, samples, step, status, label_scale, seed,
+    logits, logits_stride, index, size, rows, rows_stride, slots, samples, updates, status, label_scale, seed,
     grad, loss, results, statistics, alpha, beta, label_lr, grad_scale, normalizer, update_normalizer,
     CLASSES: tl.constexpr, CLASS_LOSS: tl.constexpr, UPDATE: tl.constexpr, STOCHASTIC: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
@@ -168,16 +176,16 @@ def long_step_kernel(
 ):  # fmt: skip
     """One row of any length, in pieces: maxima and sums in one read, gradient and update in a second; mse reads once more."""
     last, due, sample, known, slot = locate(index, size, slots, samples, status, ROWS)
-    alpha, beta, grad_weight, label_rate, spoilt = weights_of(
+    alpha, beta, grad_weight, label_rate, bad_scalars = weights_of(
         alpha, beta, label_lr, grad_scale, normalizer, update_normalizer
     )
     row = row_of(rows, slot, rows_stride, ROWS_ALIGN)
     position = last
     if UPDATE:
-        again, earlier = search(index, size, sample, last, ROWS, SPAN)
-        due = due & ((slot < 0) | ~again)
+        occurs_later, earlier = find_occurrences(index, size, sample, last, ROWS, SPAN)
+        due = due & ((slot < 0) | ~occurs_later)
         position = tl.where((slot >= 0) & (earlier >= 0), earlier, last)
-    # A sample's last occurrence last: until then its row must stay in memory as it was.
+    # A sample's last occurrence comes last: until then its row must stay in memory as it was.
     while any_of(due):
         max_x, max_y = tl.full([ROWS, 1], float("-inf"), tl.float32), tl.full([ROWS, 1], float("-inf"), tl.float32)
         p, q = tl.zeros([ROWS, 1], tl.float32), tl.zeros([ROWS, 1], tl.float32)
@@ -202,7 +210,7 @@ def long_step_kernel(
                 )
                 more_squared, more_p, more_q = deviations_of(x, y, max_x, max_y, p, q)
                 squared, mean_p, mean_q = squared + more_squared, mean_p + more_p, mean_q + more_q
-        sound = known & (state + spoilt < 2)
+        sound = known & (state + bad_scalars < 2)
         for begin in range(0, CLASSES, BLOCK):
             columns, valid, x, y = load_piece(
                 logits, position, logits_stride, row, slot, due, begin, label_scale, CLASSES, BLOCK, LOGITS_ALIGN
@@ -213,7 +221,7 @@ def long_step_kernel(
             store_gradient(grad, position, gradient, sound, valid, columns, CLASSES)
             if UPDATE:
                 first = slot.to(tl.int64) * CLASSES + begin
-                moved = to_bank(moved, first, step, seed, rows.dtype.element_ty, STOCHASTIC, ROWS, BLOCK, CLASSES)
+                moved = to_bank(moved, first, updates, seed, rows.dtype.element_ty, STOCHASTIC, ROWS, BLOCK, CLASSES)
                 tl.store(row + columns, moved, mask=valid & (slot >= 0) & (position == last) & sound)
         report(
             results, size, position, due, sound, slot, state == 1, p, q, pu, d, squared, alpha, beta,
@@ -222,9 +230,9 @@ def long_step_kernel(
         due = due & (position != last)
         if UPDATE:  # noqa: SIM102 - the outer one is decided when compiling
             if any_of(due):
-                again, earlier = search(index, size, sample, position, ROWS, SPAN)
+                occurs_later, earlier = find_occurrences(index, size, sample, position, ROWS, SPAN)
                 position = tl.where(earlier >= 0, earlier, last)
-    sum_up(results, size, normalizer, loss, statistics, step, status, UPDATE)
+    sum_up(results, size, normalizer, loss, statistics, updates, status, UPDATE)
 
 
 def step(

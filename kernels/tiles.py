@@ -15,7 +15,7 @@ class Tile(NamedTuple):
     rows: int
     block: int  # columns, a power of two
     warps: int
-    span: int  # how much of the index a search takes at once
+    span: int  # how much of the index find_occurrences() reads at once
 
 
 def tile_of(classes: int) -> Tile:

@@ -1,10 +1,8 @@
 """The hardware and the versions that a figure was measured with: for the results of runs, the doctor and the benchmarks."""
 
 import importlib
-import importlib.util
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +15,7 @@ import torch
 
 import r2d2fast
 from r2d2fast._backends import native
+from r2d2fast.cuda_toolkit import find_cuda_tool
 
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "OMP_NUM_THREADS", "TRITON_INTERPRET")
 
@@ -83,16 +82,6 @@ def as_text(description: Mapping[str, Any]) -> dict[str, str]:
 def load_average() -> str:
     """Processes that wanted a core in the last 1, 5 and 15 minutes: figures of a busy machine are not those of a free one."""
     return " ".join(f"{load:.2f}" for load in os.getloadavg()) if hasattr(os, "getloadavg") else "not known"
-
-
-def find_cuda_tool(name: str) -> str | None:
-    """The path of nvcc, cuobjdump or nvdisasm: of a CUDA toolkit, else the one that Triton's wheel brings along."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    folders = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.origin is not None:
-        folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
-    return shutil.which(name, path=os.pathsep.join(folders))
 
 
 def _cpu() -> str:

@@ -57,9 +57,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     else:
         if name == "triton":
             _skip_without(name)
-            from tests.kernels.interpreter import mend  # imports Triton, which need not be there
+            from tests.kernels.interpreter import patch_interpreter  # imports Triton, which need not be there
 
-            mend()
+            patch_interpreter()
         yield name
 
 
@@ -82,3 +82,15 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads: None) -> None:
+    """For tensors as small as those of the tests, PyTorch's threads take longer to meet than to work."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=ORDERS)
+def order(request: pytest.FixtureRequest) -> str:
+    """The order in which the harness runs the threads and blocks of a CUDA kernel."""
+    return request.param

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import networkx as nx  # PyTorch needs it, too
+
 from bench.occupancy import Kernel, kernels
-from r2d2fast.machine import find_cuda_tool
+from r2d2fast.cuda_toolkit import find_cuda_tool
 
 # Those of setup.py: any warning of the compiler, of ptxas or of the host's is an error.
 FLAGS = ["-std=c++17", "-O3", "-Werror", "all-warnings"]
@@ -19,7 +21,7 @@ FLAGS = ["-std=c++17", "-O3", "-Werror", "all-warnings"]
 def cannot_compile(arch: int) -> str | None:
     nvcc = find_cuda_tool("nvcc")
     if nvcc is None:
-        return "no nvcc is here"
+        return "there is no nvcc here"
     known = subprocess.run([nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True).stdout.split()
     return None if f"sm_{arch}" in known else f"{nvcc} does not know sm_{arch}"
 
@@ -133,94 +135,25 @@ def _graphs(dot: str) -> dict[str, dict[str, Block]]:
     return graphs
 
 
-# ------------------------------------------------------------------------------------------- ways through a kernel
+def loops(blocks: dict[str, Block]) -> list[set[str]]:
+    """The blocks of each loop. A jump back goes to a block that every way to the jump passes, the head of its loop."""
+    entry = next(iter(blocks))
+    jumps = nx.DiGraph((name, following) for name, block in blocks.items() for following in block.successors)
+    jumps.add_node(entry)
+    jumps = jumps.subgraph({entry} | nx.descendants(jumps, entry))
+    dominator = nx.immediate_dominators(jumps, entry)
 
+    def dominates(above: str, name: str) -> bool:
+        while name not in (above, entry):
+            name = dominator[name]
+        return name == above
 
-class Ways:
-    """How a thread can go through a kernel: the blocks in order, and the loops, each with one head that all jumps back go to."""
-
-    def __init__(self, blocks: dict[str, Block]) -> None:
-        self.blocks, self.entry = blocks, next(iter(blocks))
-        self.order, dominator = _dominators(blocks, self.entry)
-        position = {name: number for number, name in enumerate(self.order)}
-
-        def dominates(above: str, name: str) -> bool:
-            while name not in (above, self.entry):
-                name = dominator[name]
-            return name == above
-
-        self.onward: dict[str, list[str]] = {}
-        back: dict[str, set[str]] = {}
-        for name in self.order:
-            self.onward[name] = []
-            for following in blocks[name].successors:
-                if dominates(following, name):
-                    back.setdefault(following, set()).add(name)
-                else:
-                    # Else there would be a cycle left, and no longest way.
-                    assert position[following] > position[name], "a loop with two heads"
-                    self.onward[name].append(following)
-        self.loops = {head: self._loop(head, ends) for head, ends in back.items()}
-
-    def _loop(self, head: str, ends: set[str]) -> set[str]:
-        """The head and what leads from it to a jump back."""
-        before: dict[str, list[str]] = {}
-        for name in self.order:
-            for following in self.blocks[name].successors:
-                before.setdefault(following, []).append(name)
-        inside, waiting = {head}, list(ends)
-        while waiting:
-            name = waiting.pop()
-            if name not in inside:
-                inside.add(name)
-                waiting += before[name]
-        return inside
-
-    def depth(self, name: str) -> int:
-        """How many loops a block is in."""
-        return sum(name in loop for loop in self.loops.values())
-
-    def most(self, wanted: str) -> int:
-        """The most instructions of an opcode that a thread can meet between entry and exit, if it goes round no loop twice."""
-        most: dict[str, int] = {}
-        for name in reversed(self.order):
-            code = self.blocks[name].instructions
-            ends = [most[following] for following in self.onward[name] if following in most]
-            ends += [0 for instruction in code if instruction.opcode == "EXIT"]
-            if ends:  # else every way on leads back to a loop's head
-                most[name] = max(ends) + sum(instruction.opcode == wanted for instruction in code)
-        return most[self.entry]
-
-
-def _dominators(blocks: dict[str, Block], entry: str) -> tuple[list[str], dict[str, str]]:
-    """Blocks in reverse postorder, and of each the last one that every way to it passes (Cooper, Harvey and Kennedy)."""
-    postorder, seen, stack = [], {entry}, [(entry, iter(sorted(blocks[entry].successors)))]
-    while stack:
-        name, following = stack[-1]
-        successor = next((other for other in following if other not in seen), None)
-        if successor is None:
-            postorder.append(name)
-            stack.pop()
-        else:
-            seen.add(successor)
-            stack.append((successor, iter(sorted(blocks[successor].successors))))
-    order = postorder[::-1]
-    position = {name: number for number, name in enumerate(order)}
-    before: dict[str, list[str]] = {name: [] for name in order}
-    for name in order:
-        for successor in blocks[name].successors:
-            before[successor].append(name)
-    dominator, changed = {entry: entry}, True
-    while changed:
-        changed = False
-        for name in order[1:]:
-            new, *others = (other for other in before[name] if other in dominator)
-            for other in others:
-                while other != new:
-                    if position[other] > position[new]:
-                        other = dominator[other]
-                    else:
-                        new = dominator[new]
-            changed |= dominator.get(name) != new
-            dominator[name] = new
-    return order, dominator
+    found: dict[str, set[str]] = {}
+    back = [(name, head) for name, head in jumps.edges if dominates(head, name)]
+    for name, head in back:
+        rest = jumps.subgraph(set(jumps) - {head})  # what leads to the jump back without passing the head
+        found.setdefault(head, {head}).update({name} | nx.ancestors(rest, name) if name != head else ())
+    onward = nx.DiGraph(jumps)
+    onward.remove_edges_from(back)
+    assert nx.is_directed_acyclic_graph(onward), "a loop with two heads"
+    return list(found.values())

@@ -11,7 +11,7 @@ import torch
 
 from tests.cuda_host.build import BuildError, build, problem
 from tests.cuda_host.guard import guarded
-from tests.cuda_host.host import ORDERS, Host, Report
+from tests.cuda_host.host import Host, Report
 
 HERE = Path(__file__).parent / "cuda_host"
 
@@ -42,11 +42,6 @@ class Toy:
         with self.host.launches(order, buffers=buffers, constants={"in": self.input}, seed=1) as report:
             self.launch(kernel, **options)
         return report
-
-
-@pytest.fixture(params=ORDERS)
-def order(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 def test_block_sum(host: Host, order: str) -> None:
@@ -189,11 +184,11 @@ def test_a_launch_that_fails(host: Host) -> None:
     toy.run("vectors", "forward")
 
 
-def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
+def test_a_source_that_does_not_compile(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     source = tmp_path / "wrong.cu"
     source.write_text("#include <cuda_runtime.h>\nint answer() { return forty_two; }\n")
     with pytest.raises(BuildError, match="forty_two"):
-        build([source], tmp_path / "out")
+        build([source], request.config.cache.mkdir("cuda_host"))
 
 
 def test_a_patched_source_is_a_build_beside_the_first(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import r2d2fast
-from r2d2fast import machine
+from r2d2fast import cuda_toolkit, machine
 
 
 def git(directory, *arguments):
@@ -56,8 +56,8 @@ def test_a_run_s_machine_and_versions():
 def test_what_is_not_there_is_said(monkeypatch, tmp_path):
     for name in ("PATH", "CXX", "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _: None)
-    assert machine.find_cuda_tool("nvdisasm") is None
+    monkeypatch.setattr(cuda_toolkit.importlib.util, "find_spec", lambda _: None)
+    assert cuda_toolkit.find_cuda_tool("nvdisasm") is None
     found = machine.describe_toolchain()
     assert found["compiler"] == "not found (needed only to build the cpu backend)"
     assert "not" in found["gpu_driver"]
@@ -70,9 +70,9 @@ def test_a_cuda_tool_is_found_under_cuda_home_and_on_path_first(monkeypatch, tmp
         (tmp_path / folder / "some-tool").chmod(0o755)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
-    assert machine.find_cuda_tool("some-tool") == str(tmp_path / "home/bin/some-tool")
+    assert cuda_toolkit.find_cuda_tool("some-tool") == str(tmp_path / "home/bin/some-tool")
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
-    assert machine.find_cuda_tool("some-tool") == str(tmp_path / "path/some-tool")
+    assert cuda_toolkit.find_cuda_tool("some-tool") == str(tmp_path / "path/some-tool")
 
 
 def test_gpus_and_variables_are_described_in_words():

@@ -6,8 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-# Of one batch: sample indices, int64 [B] on the CPU, and the draw number of each (see draws.uniform), of the same shape.
-Order = Sequence[tuple[Tensor, Tensor]]
+from r2d2fast.data.order import Batch
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Augmentation:
         flip: mirror left to right with probability ½.
         cutout: side of the square that is set to 0 after normalisation; its centre is uniform over the pixels, and it is clipped
             at the border. 0 for none.
-    Photographs of their own sizes (``FolderImages``) take RandomResizedCrop instead of shifts, and ``flip``.
+    Photographs of their own sizes (``PhotographImages``) take RandomResizedCrop instead of shifts, and ``flip``.
     """
 
     translate: int = 0
@@ -44,9 +43,10 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, order: Order, augmentation: Augmentation | None, seed: int) -> Iterator[Tensor]:
+    def batches(self, order: Sequence[Batch], augmentation: Augmentation | None, seed: int) -> Iterator[Tensor]:
         """The images of each batch of ``order``: float32 ``[B, C, H, W]``, normalised, channels last, on the device that the
-        images were made for; without an augmentation as evaluation sees them. Reads ahead where they have to be loaded."""
+        images were made for; without an augmentation as evaluation sees them. With one, batches need ``keys``. Reads ahead where
+        the images have to be loaded."""
         ...
 
 

@@ -1,13 +1,14 @@
 """Small images held on the training device as bytes; their augmentation is a few tensor operations a batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from r2d2fast.data.dataset import Augmentation, Order
-from r2d2fast.data.draws import uniform
+from r2d2fast.data.dataset import Augmentation
+from r2d2fast.data.order import Batch, keys_of
+from r2d2fast.data.random_numbers import uniform
 
 BORDERS = ("background", "reflect")
 
@@ -34,7 +35,7 @@ def channel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
 class ResidentImages:
     """One part of a data set, all of it on the training device (``Images``). No worker processes, and no batch waits for a GPU.
 
-    An image is shifted, mirrored, normalised and cut out in that order, with five random numbers of its own (``draws.uniform``):
+    An image is shifted, mirrored, normalised and cut out in that order, with five random numbers of its own (``uniform``):
     its shift down and right, mirrored if below ½, row and column of the cutout's centre. A square of even side s reaches from s/2
     before its centre to s/2 − 1 after it. Background is pixel value 0.
 
@@ -63,7 +64,7 @@ class ResidentImages:
         """Memory of the images on the device."""
         return self._rows.nbytes
 
-    def batches(self, order: Order, augmentation: Augmentation | None, seed: int) -> Iterator[Tensor]:
+    def batches(self, order: Sequence[Batch], augmentation: Augmentation | None, seed: int) -> Iterator[Tensor]:
         """See ``Images.batches``. Raises ValueError for an augmentation that these images cannot have."""
         if augmentation is not None:
             self._check(augmentation)
@@ -85,16 +86,16 @@ class ResidentImages:
                 f"{augmentation.border!r}: 0 to {largest}"
             )
 
-    def _batches(self, order: Order, augmentation: Augmentation | None, seed: int) -> Iterator[Tensor]:
-        sizes = [len(index) for index, _ in order]
+    def _batches(self, order: Sequence[Batch], augmentation: Augmentation | None, seed: int) -> Iterator[Tensor]:
+        sizes = [len(batch.samples) for batch in order]
         # Once for the whole order: a batch of small images costs little more than the number of its tensor operations.
-        index = self._send(torch.cat([index for index, _ in order]))
+        index = self._send(torch.cat([batch.samples for batch in order]))
         if augmentation is None:
             for samples in index.split(sizes):
                 yield self._evaluation(samples)
             return
         maps = _Maps.make(self.shape, augmentation, self._scale)
-        choices = maps.choose(uniform(seed, self._send(torch.cat([draws for _, draws in order])), 5))
+        choices = maps.choose(uniform(seed, self._send(torch.cat([keys_of(batch) for batch in order])), 5))
         for samples, chosen in zip(index.split(sizes), choices.split(sizes, dim=1), strict=True):
             yield self._augmented(samples, chosen, maps)
 

@@ -1,7 +1,5 @@
 """Splits as text files, the field's format: a line ``name class`` for each labelled sample."""
 
-import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import torch
 from torch import Tensor
 
 from r2d2fast.data.errors import DataError
+from r2d2fast.files import replace_file
 
 
 def write_split(path: Path, names: Sequence[str], labels: Tensor, class_names: Sequence[str]) -> None:
@@ -38,18 +37,11 @@ def write_split(path: Path, names: Sequence[str], labels: Tensor, class_names: S
         if name.splitlines() != [name] or not name.strip():
             raise DataError(f"sample {sample} is called {name!r}, which is no line of a split file; rename it")
         lines.append(f"{name} {word}\n")
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # File names need not be UTF-8: what Python made of such bytes becomes the same bytes again.
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_file(path, "".join(lines).encode("utf-8", "surrogateescape"))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise DataError(f"cannot write {path}: {error.strerror}; free some space or name another file") from error
 
 

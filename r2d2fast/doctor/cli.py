@@ -112,7 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
             "checks": [dataclasses.asdict(check) for check in findings.checks],
             "speed": [dataclasses.asdict(speed) | {"gb_per_second": speed.gb_per_second} for speed in speeds],
         }
-        _write(output, json.dumps(result, indent=1, allow_nan=False))
+        content = json.dumps(result, indent=1, allow_nan=False)
+        if output == STDOUT:
+            print(content)
+        else:
+            Path(output).write_text(content + "\n")
     return 1 if findings.failed else 0
 
 
@@ -164,10 +168,3 @@ def _why_not(backend: str, device: torch.device) -> str | None:
     except BackendError as error:
         return str(error)
     return None
-
-
-def _write(file: str, content: str) -> None:
-    if file == STDOUT:
-        print(content)
-    else:
-        Path(file).write_text(content + "\n")

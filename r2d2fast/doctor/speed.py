@@ -4,7 +4,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,27 +20,37 @@ _SHAPES = {
 }
 _QUICK_SHAPE = {"cpu": (256, 1000), "cuda": (4096, 1000)}
 _POOL_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""Of bank rows to draw from, of logits to cycle through and of memory to copy: well beyond the caches."""
+"""Size of the bank, of the logits to cycle through and of the memory to copy: well beyond the caches."""
 _SAMPLE_SECONDS = 5e-3
 _CALLS_PROFILED = 5
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One backend's step at one shape; seconds are medians, as a Python loop sees them."""
+    """One backend's step at one shape.
+
+    Attributes:
+        bytes: what a step must move: logits and rows read, gradient and rows written.
+        seconds: of one step, the median, as a Python loop sees it.
+        copy_seconds: of a copy that reads half of these bytes and writes half, the median.
+        copy_fraction: the copy's time as a share of the step's, the median over the rounds.
+        kernels: GPU kernels, copies and fills of one step; None where they cannot be counted.
+        kernel_seconds: GPU time of one step.
+        kernels_note: the names of the kernels, or why they cannot be counted.
+    """
 
     backend: str
     device: str
     batch: int
     classes: int
     dtype: str
-    bytes: int  # that a step must move: logits and rows read, gradient and rows written
+    bytes: int
     seconds: float
-    copy_seconds: float  # of a copy that reads half of these bytes and writes half
-    copy_fraction: float  # copy_seconds / seconds: the median over rounds
-    kernels: float | None  # GPU kernels, copies and fills a step
-    kernel_seconds: float | None  # GPU time a step
-    kernels_note: str  # why kernels is None, or their names
+    copy_seconds: float
+    copy_fraction: float
+    kernels: float | None
+    kernel_seconds: float | None
+    kernels_note: str
 
     @property
     def gb_per_second(self) -> float:
@@ -56,7 +66,7 @@ def workloads(device: torch.device, quick: bool) -> Iterator[tuple[tuple[int, in
 
 
 def measure(backend: str, device: torch.device, shape: tuple[int, int], dtype: torch.dtype, quick: bool) -> Speed:
-    with _current(device):
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         step = _stepper(backend, device, shape, dtype, quick)
         size = 4 * shape[0] * shape[1] * dtype.itemsize
         copy = _copier(device, size, quick)
@@ -88,7 +98,7 @@ def count_kernels(step: Callable[[], object], device: torch.device) -> tuple[flo
     if device.type != "cuda":
         return None, None, "no GPU"
     try:
-        for _ in range(2):  # the first one starts the profiler's own machinery, and may miss kernels
+        for _ in range(2):  # the first profile starts the profiler's own machinery, and may miss kernels
             with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
                 for _ in range(_CALLS_PROFILED):
                     step()
@@ -106,7 +116,7 @@ def count_kernels(step: Callable[[], object], device: torch.device) -> tuple[flo
 def _stepper(
     backend: str, device: torch.device, shape: tuple[int, int], dtype: torch.dtype, quick: bool
 ) -> Callable[[], object]:
-    """Steps whose logits and rows are in no cache: other ones each time."""
+    """A step that takes other logits and rows each time, so that they are in no cache."""
     batch, classes = shape
     pool = _pool_bytes(device, quick)
     rows = max(pool // (2 * classes * dtype.itemsize), 2 * batch)
@@ -141,7 +151,7 @@ def _pool_bytes(device: torch.device, quick: bool) -> int:
 
 
 def _calls(call: Callable[[], object], device: torch.device) -> int:
-    """How many calls make a sample; warms up as well."""
+    """How many calls make a timed sample; finding it out warms the call up as well."""
     fastest = min(_seconds(call, 1, device) for _ in range(8))
     return max(1, min(1000, int(_SAMPLE_SECONDS / fastest)))
 
@@ -159,12 +169,3 @@ def _seconds(call: Callable[[], object], calls: int, device: torch.device) -> fl
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) * 1e-3 / calls
-
-
-@contextmanager
-def _current(device: torch.device) -> Iterator[None]:
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.device(device):
-        yield

@@ -14,7 +14,7 @@ from r2d2fast.doctor.speed import Speed
 from r2d2fast.machine import as_text
 
 _SHOWN = 5
-"""Failed checks that are written out for a backend; the JSON has all."""
+"""How many failed checks of a backend are written out; the JSON has all of them."""
 
 
 def print_environment(console: Console, about: Mapping[str, Any]) -> None:

@@ -17,11 +17,11 @@ from r2d2fast.experiments.results import TableResults, VariantResults
 from r2d2fast.experiments.runs import Repetition, Run
 from r2d2fast.train import cli
 from r2d2fast.train.config import Config, Integers
-from r2d2fast.train.directory import RESULTS, open_directory
 from r2d2fast.train.dry_run import duration
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.run import run
+from r2d2fast.train.run_directory import RESULTS, open_directory
 
 PROGRAM = "python -m r2d2fast.experiments"
 FIGURE2 = "figure2"
@@ -169,7 +169,7 @@ def _run(options: Options, ranks: Ranks, console: Console) -> None:
                 results[one.directory] = _results(one, ranks, console)
         repetitions, config = _repeated(options, name), options.configs[name]
         if name == FIGURE2:
-            path = ranks.first(partial(draw_figure2, runs[0], runs[1], repetitions[0].directory, ranks))
+            path = ranks.on_first(partial(draw_figure2, runs[0], runs[1], repetitions[0].directory, ranks))
             console.print(f"{path}, and its data in {path.with_suffix('.npz')}", highlight=False, soft_wrap=True)
             continue
         rows = [
@@ -177,14 +177,14 @@ def _run(options: Options, ranks: Ranks, console: Console) -> None:
             for variant in TABLES[name].variants(config)
         ]
         table = TableResults(name, TABLES[name], config.dataset, config.num_labels, rows)
-        ranks.first(partial(table.write, repetitions[0].directory))
+        ranks.on_first(partial(table.write, repetitions[0].directory))
         table.print(console)
 
 
 def _results(one: Run, ranks: Ranks, console: Console) -> dict[str, Any]:
     # The trainer would find it out itself, but would load all data before.
-    if ranks.first((one.directory / RESULTS).exists):
-        finished = ranks.first(lambda: open_directory(one.directory, one.config))
+    if ranks.on_first((one.directory / RESULTS).exists):
+        finished = ranks.on_first(lambda: open_directory(one.directory, one.config))
         if finished is not None:
             return finished
     return run(one.config, one.directory, console, ranks)

@@ -1,4 +1,4 @@
-"""What the runs would be and how long they would take, from a few steps measured with each network."""
+"""The dry run: which runs there would be, and how long they would take, from a few measured steps of each network."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +9,15 @@ from rich.table import Table
 from r2d2fast.experiments.runs import Run
 from r2d2fast.train.checks import check_schedule
 from r2d2fast.train.config import Config
-from r2d2fast.train.directory import CONFIG, RESULTS
 from r2d2fast.train.dry_run import Speed, duration, measure_speed, scratch_trainer
 from r2d2fast.train.ranks import Ranks
+from r2d2fast.train.run_directory import CONFIG, RESULTS
 from r2d2fast.train.schedule import make_schedule
 from r2d2fast.train.trainer import Trainer
 
 
 def print_estimate(directory: Path, base: Config, runs: list[Run], ranks: Ranks, console: Console) -> float:
-    """Print the runs of one data set, with the time of each; the seconds that those take which are not finished.
+    """Print the runs of one data set with the time that each takes. Returns the seconds that the unfinished ones take.
 
     ``base`` is what they have in common, ``directory`` where they all are. Raises ConfigError where one of them cannot be.
     """

@@ -11,16 +11,15 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from r2d2fast.data import Dataset
+from r2d2fast.data import Dataset, consecutive_batches
 from r2d2fast.experiments.runs import Run
 from r2d2fast.models import make_model
 from r2d2fast.models.lenet import LeNet2D
-from r2d2fast.train.directory import NETWORK
 from r2d2fast.train.files import write_atomically
+from r2d2fast.train.load_data import load_data
 from r2d2fast.train.ranks import Ranks
-from r2d2fast.train.sources import load_data
+from r2d2fast.train.run_directory import NETWORK
 
 BATCH = 512
 PANELS = ("labelled samples", "all samples")
@@ -33,7 +32,7 @@ def draw_figure2(stage1: Run, d2: Run, directory: Path, ranks: Ranks) -> Path:
     ``classes``, int64 ``[M]``, the true ones, −1 where nobody knows; ``labelled``, bool ``[M]``. Raises TrainingError where
     something cannot be read or written.
     """
-    # By now it is there, and other ranks, for which a download waits, do not come here.
+    # The files are there by now; a download would wait for the other ranks, which do not come here.
     dataset, labels = load_data(replace(d2.config, download=False), ranks)
     features = {"stage 1": _features(stage1, dataset, ranks), "D2": _features(d2, dataset, ranks)}
     classes, labelled = dataset.train_labels.numpy(), (labels >= 0).numpy()
@@ -55,16 +54,16 @@ def _features(run: Run, dataset: Dataset, ranks: Ranks) -> np.ndarray:
     model = make_model("lenet2d", dataset.num_classes, channels, side, pretrained=run.directory / NETWORK)
     assert isinstance(model, LeNet2D)
     model.to(ranks.device).eval()
-    order: list[tuple[Tensor, Tensor]] = [(index, index) for index in torch.arange(len(dataset.train)).split(BATCH)]
+    order = consecutive_batches(torch.arange(len(dataset.train)), BATCH)
     return torch.cat([model.features(images).cpu() for images in dataset.train.batches(order, None, 0)]).numpy()
 
 
 def four_panels(
     features: dict[str, np.ndarray], classes: np.ndarray, labelled: np.ndarray, class_names: Sequence[str]
 ) -> Figure:
-    """The figure: a row for each of ``features`` ``[M, 2]``, labelled samples to the left, all to the right."""
+    """The figure: a row for each entry of ``features``, ``[M, 2]``, labelled samples on the left and all on the right."""
     figure = Figure(figsize=(10, 10), layout="constrained")
-    # A scale for each network: its features are its own.
+    # A scale for each network, because the features of two networks have nothing in common.
     axes = figure.subplots(2, 2, sharex="row", sharey="row")
     for row, (title, points) in zip(axes, features.items(), strict=True):
         for axis, shown, panel in zip(row, (labelled, np.ones_like(labelled)), PANELS, strict=True):
@@ -83,7 +82,7 @@ def _scatter(axis: Axes, points: np.ndarray, classes: np.ndarray, class_names: S
             continue
         place = number if len(class_names) <= 10 else number / (len(class_names) - 1)
         axis.scatter(x, y, s=size, color=colours(place), linewidths=0, zorder=2)
-        # Names beside the colours, for those who do not see them.
+        # The names of the classes, too, for those who cannot tell the colours apart.
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
         name, middle = class_names[number], (float(np.median(x)), float(np.median(y)))
         axis.text(*middle, name, ha="center", va="center", fontweight="bold", bbox=box, zorder=3)

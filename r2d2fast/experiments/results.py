@@ -80,7 +80,7 @@ class TableResults:
 
     @property
     def title(self) -> str:
-        """What the figures are."""
+        """A caption that says what the figures are."""
         first = self.rows[0].results
         pairs = [(result["seed"], result["split"]) for result in first]
         same = all(seed == split for seed, split in pairs)
@@ -98,7 +98,7 @@ class TableResults:
         return self.dataset == self.table.dataset
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows, as text."""
+        """The header and the rows of the printed table."""
         metrics = [metric for metric in METRICS if any(row.errors(metric) for row in self.rows)]
         after_stage2 = any(len(result["stages"]) > 1 for row in self.rows for result in row.results)
         header = ["", "after stage 2"] if after_stage2 else [""]

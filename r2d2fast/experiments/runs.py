@@ -6,7 +6,7 @@ from pathlib import Path
 
 from r2d2fast.experiments.paper import R2D2, Variant, override
 from r2d2fast.train.config import Config
-from r2d2fast.train.directory import NETWORK
+from r2d2fast.train.run_directory import NETWORK
 
 
 @dataclass(frozen=True)

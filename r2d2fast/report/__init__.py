@@ -1,1 +1,1 @@
-"""What any set of runs came to: one HTML page and a Markdown table. ``python -m r2d2fast.report``."""
+"""A report on any set of runs, as one HTML page and a Markdown table: ``python -m r2d2fast.report``."""

@@ -28,10 +28,10 @@ class Arguments:
     """Run directories, or directories that hold some."""
 
     output: Path = Path("report.html")
-    """The page; the table gets the same name with .md."""
+    """File of the page; the table is written beside it with the suffix .md."""
 
     data_dir: Path = Path("data")
-    """Where the data sets' files are, for the pictures of samples; as for python -m r2d2fast.train."""
+    """Directory of the data sets, as of python -m r2d2fast.train, for the pictures of samples."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(chosen: Arguments) -> list[str]:
-    """Write the report; a sentence for each run that it lacks, which have been printed."""
+    """Write the report. Returns a sentence for each run that could not be read, after printing it."""
     runs, left_out = [], []
     for directory in find_runs(chosen.directories):
         try:
@@ -76,7 +76,7 @@ def _report(chosen: Arguments) -> list[str]:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # File names that are no text have surrogates, which UTF-8 has not.
+        # File names that are not valid text contain surrogates, which UTF-8 cannot encode.
         write_atomically(path, text.encode(errors="backslashreplace"))
     except (OSError, TrainingError) as error:
         reason = error if isinstance(error, OSError) else error.__cause__

@@ -1,4 +1,4 @@
-"""Which curves a group of runs has."""
+"""The charts of a group of runs: which curves there are, and what stands below them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ class Figure(NamedTuple):
 
 
 def error_figures(group: Group) -> list[Figure]:
-    """One for each stage that a run has begun, with one range of errors for all."""
+    """A figure for each stage that a run has begun; all of them show the same range of errors."""
     values = [row[curve.key] for run in group.runs for row in run.rows for curve in ERRORS if _has(row, curve)]
     figures = []
     for stage in group.settings["stages"]:
@@ -48,13 +48,15 @@ def error_figures(group: Group) -> list[Figure]:
             y_range = (min(values), max(values))
             chart = Chart(title, series, "epochs", log=True, marks=marks, y_range=y_range)
             figures.append(
-                Figure(chart.svg(), f"{_capital(title)}. Error in percent, logarithmic{_legend(group, marks)}")
+                Figure(
+                    chart.svg(), f"{title[0].upper() + title[1:]}. Error in percent, logarithmic{_legend(group, marks)}"
+                )
             )
     return figures
 
 
 def pseudo_label_figures(group: Group) -> list[Figure]:
-    """Confidence, and what the paper's theorems say, of stage 2: those that the runs have measured."""
+    """Figures of stage 2: confidence, and what the paper's theorems are about, as far as the runs have measured it."""
     marks = _marks(group, 2)
     legend = _legend(group, marks)
     wanted = (
@@ -96,7 +98,7 @@ def pseudo_label_figures(group: Group) -> list[Figure]:
 
 
 def overview_figures(groups: list[Group]) -> list[Figure]:
-    """The last test errors of all finished runs, a figure for each data set that has two or more."""
+    """The last test errors of all finished runs: a figure for each data set that has at least two of them."""
     figures = []
     for dataset in dict.fromkeys(group.settings["dataset"] for group in groups):
         shown = [group for group in groups if group.settings["dataset"] == dataset and group.finished]
@@ -119,7 +121,7 @@ def _series(group: Group, stage: int, curves: Sequence[Curve]) -> list[Series]:
     series = []
     for style, curve in enumerate(curves):
         lines = {id(run): _points(run, stage, curve) for run in group.runs}
-        # Runs under way would make the mean jump where they end.
+        # Only finished runs: others would make the mean jump where they end.
         counted = [lines[id(run)] for run in (group.finished or group.runs) if lines[id(run)]]
         mean = [(column[0][0], sum(y for _, y in column) / len(column)) for column in zip(*counted, strict=False)]
         if mean:
@@ -143,7 +145,3 @@ def _marks(group: Group, stage: int) -> list[float]:
 def _legend(group: Group, marks: list[float]) -> str:
     several = "; thick: mean of the runs, thin: each of them" if len(group.runs) > 1 else ""
     return f"{several}{'; R: reprediction' if marks else ''}."
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

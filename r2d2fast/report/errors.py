@@ -1,5 +1,5 @@
-"""What the report can tell its user instead of a traceback."""
+"""The error that a user of the report sees instead of a traceback."""
 
 
 class ReportError(Exception):
-    """There is no report, or not of this run; the message names the cause and the way out."""
+    """The report, or a run in it, cannot be made; the message names the cause and the way out."""

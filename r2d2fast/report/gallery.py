@@ -14,17 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from r2d2fast.data import DataError, Dataset, LoaderError
+from r2d2fast.data import Batch, DataError, Dataset, LoaderError
 from r2d2fast.report.groups import Group
 from r2d2fast.report.runs import Run
 from r2d2fast.train.errors import TrainingError
+from r2d2fast.train.load_data import load_data
 from r2d2fast.train.pseudo_labels import Moment, find_pseudo_labels, read_pseudo_labels
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
-from r2d2fast.train.sources import load_data
 
 SHOWN = 12
-# Larger images are shrunk to it: a page is to be sent by mail.
+# Larger images are shrunk to this size, so that the page is small enough to be sent by mail.
 LARGEST_SIDE = 96
 
 LoadImages = Callable[[Run], Dataset]
@@ -68,13 +68,13 @@ class Gallery:
 
 
 def image_loader(data_dir: Path) -> LoadImages:
-    """Loads the data set of a run, each only once. It raises ConfigError where files are missing."""
+    """A function that loads the data set of a run, each data set once. It raises ConfigError where files are missing."""
 
     @cache
     def load(name: str, image_size: int, resize: int) -> Dataset:
         if name not in RECIPES:
             raise DataError(f"the data set {name} is unknown here; known: {', '.join(RECIPES)}")
-        # Which samples are labelled the recorded pseudo-labels say; so this split, of all labels, needs no split file.
+        # The recorded pseudo-labels say which samples are labelled, so the split does not matter: num_labels=0 needs no file.
         config = replace(
             RECIPES[name].config,
             data_dir=data_dir,
@@ -93,7 +93,7 @@ def image_loader(data_dir: Path) -> LoadImages:
 def make_gallery(group: Group, load: LoadImages) -> Gallery:
     """The gallery of the group's first finished run, or of its first."""
     run = (group.finished or group.runs)[0]
-    # Stage 3 repredicts; what the paper is about is what stage 2 has learned.
+    # Stage 3 predicts anew, but the paper is about the pseudo-labels that stage 2 has learned.
     files = {moment: path for moment, path in find_pseudo_labels(run.directory).items() if moment.stage == 2}
     if not files:
         why = (
@@ -115,14 +115,17 @@ def make_gallery(group: Group, load: LoadImages) -> Gallery:
 
 
 def most_changed(first: tuple[np.ndarray, np.ndarray], last: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Sample numbers, int64, of those whose class is another one in the end, in falling order of the sum of both confidences: a
-    sample that was sure of one class and became sure of another comes first. (classes, confidence) as recorded."""
+    """The samples that end with another class than they began with, ordered by the sum of both confidences.
+
+    A sample that was sure of one class and became sure of another comes first. ``first`` and ``last`` are (classes,
+    confidence) as recorded; the result is int64.
+    """
     changed = np.flatnonzero(first[0] != last[0])
     return changed[np.argsort(-(first[1].astype(float) + last[1])[changed], kind="stable")]
 
 
 def surest_mistakes(last: tuple[np.ndarray, np.ndarray], truth: np.ndarray) -> np.ndarray:
-    """Sample numbers, int64, of unlabelled samples whose class is known (``truth`` ≥ 0) and another one, the surest first."""
+    """The unlabelled samples with a wrong pseudo-label, where the class is known (``truth`` ≥ 0), the surest first; int64."""
     wrong = np.flatnonzero((last[0] >= 0) & (truth >= 0) & (last[0] != truth))
     return wrong[np.argsort(-last[1].astype(float)[wrong], kind="stable")]
 
@@ -170,7 +173,7 @@ def _summary(end: Moment, first: np.ndarray, last: np.ndarray, truth: np.ndarray
 
 
 def _history(steps: Sequence[tuple[int, float]], names: Sequence[str]) -> str:
-    """The classes in turn, with the confidence; of a class kept over several steps, the first and the last."""
+    """The classes in turn with their confidence: the first and the last confidence of a class that was kept for several steps."""
     told = []
     for label, kept in groupby(steps, key=lambda step: step[0]):
         percents = [f"{100 * confidence:.0f}" for _, confidence in kept]
@@ -179,9 +182,8 @@ def _history(steps: Sequence[tuple[int, float]], names: Sequence[str]) -> str:
 
 
 def _images(dataset: Dataset, samples: np.ndarray) -> list[str]:
-    """PNG files as data URIs; brightness and contrast as the data set's normalisation left them, stretched over all samples."""
-    index = torch.from_numpy(samples)
-    (batch,) = dataset.train.batches([(index, index)], None, 0)
+    """PNG files as data URIs. The normalised pixels are stretched to the range of bytes, all samples in the same way."""
+    (batch,) = dataset.train.batches([Batch(torch.from_numpy(samples), None, len(samples))], None, 0)
     pixels: Tensor = batch.float()
     low, high = pixels.amin((0, 2, 3), keepdim=True), pixels.amax((0, 2, 3), keepdim=True)
     stretched = (255 * (pixels - low) / (high - low).clamp(min=1e-12)).round().byte().permute(0, 2, 3, 1).numpy()
@@ -189,7 +191,7 @@ def _images(dataset: Dataset, samples: np.ndarray) -> list[str]:
 
 
 def _data_uri(pixels: np.ndarray) -> str:
-    """Of uint8 ``[H, W, C]``; of channels that are no RGB, the first one."""
+    """The PNG file of uint8 ``[H, W, C]``; where the channels are not RGB, of the first one."""
     image = Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]))
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     buffer = io.BytesIO()

@@ -65,7 +65,7 @@ def results_of(run: Run) -> dict[str, float]:
     stages = {entry["stage"]: entry for entry in run.results["stages"]}
     values = {name: stages.get(stage, {}).get(key) for name, (stage, key) in ERRORS.items()}
     if not (run.config.get("stage2.repredict_epochs") and run.config.get("stage2.repredict", True)):
-        values["D2 only"] = None  # stage 2 is nothing else
+        values["D2 only"] = None  # the whole of stage 2 is D2
     values[PSEUDO_LABELS] = next((row.get("pseudo_label_error") for row in reversed(run.rows_of(2))), None)
     values[SECONDS] = run.results["seconds"]
     return {name: value for name, value in values.items() if value is not None}
@@ -75,7 +75,9 @@ def make_groups(runs: list[Run]) -> list[Group]:
     """The groups, in the order of their first runs."""
     grouped: dict[str, list[Run]] = {}
     for run in runs:
-        grouped.setdefault(_key(run), []).append(run)
+        # Image folders are told apart by their classes, because their path may change and is not among the settings.
+        key = json.dumps([_settings(run), sorted(run.classes)], sort_keys=True)
+        grouped.setdefault(key, []).append(run)
     settings = [_settings(members[0]) for members in grouped.values()]
     return [
         Group(letter, members, own, _difference(own, settings))
@@ -84,7 +86,7 @@ def make_groups(runs: list[Run]) -> list[Group]:
 
 
 def value_text(value: Any) -> str:
-    """A setting as its flag takes it."""
+    """The value of a setting, as its flag takes it."""
     if isinstance(value, list):
         return ",".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
@@ -95,14 +97,9 @@ def _settings(run: Run) -> dict[str, Any]:
     settings = {k: v for k, v in run.config.items() if k not in REPETITION and not k.startswith(left_out or "\0")}
     settings["num_labels"] = run.labelled
     if 1 not in run.config["stages"]:
-        # The network of another run's stage 1, each seed and split has its own.
+        # It starts with the network of another run's stage 1, which differs from seed to seed.
         settings["pretrained"] = "stage 1 of another run"
     return settings
-
-
-def _key(run: Run) -> str:
-    # Image folders are told apart by their classes: where they are is not what they are, and no setting of the run.
-    return json.dumps([_settings(run), sorted(run.classes)], sort_keys=True)
 
 
 def _difference(own: dict[str, Any], everyone: list[dict[str, Any]]) -> str:

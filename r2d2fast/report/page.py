@@ -1,4 +1,4 @@
-"""The page: everything that the report has to show, in one HTML file that needs no other and no network."""
+"""The page: the whole report in one HTML file that needs no other file and no network."""
 
 from datetime import datetime
 from importlib.resources import files
@@ -33,7 +33,7 @@ def make_page(groups: list[Group], left_out: list[str], load: LoadImages) -> str
         left_out: a sentence for each run that could not be read.
         load: the data set of a run, for its gallery.
     """
-    # Autoescape: names of files, classes and settings are whatever their users called them.
+    # Autoescape, because names of files, classes and settings may contain anything.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_resource("page.html"))
     return template.render(
@@ -43,7 +43,18 @@ def make_page(groups: list[Group], left_out: list[str], load: LoadImages) -> str
         left_out=left_out,
         results=results_table(groups),
         overview=overview_figures(groups),
-        sections=[_section(group, load) for group in groups],
+        sections=[
+            Section(
+                group,
+                runs_table(group),
+                error_figures(group),
+                pseudo_label_figures(group),
+                make_gallery(group, load),
+                origin_table(group),
+                settings_table(group),
+            )
+            for group in groups
+        ],
         style=_resource("style.css"),
     )
 
@@ -60,18 +71,6 @@ def heading(groups: list[Group]) -> str:
     finished = sum(len(group.finished) for group in groups)
     return (
         f"{runs} run{'s' * (runs != 1)} of {len(groups)} configuration{'s' * (len(groups) != 1)}, {finished} finished"
-    )
-
-
-def _section(group: Group, load: LoadImages) -> Section:
-    return Section(
-        group,
-        runs_table(group),
-        error_figures(group),
-        pseudo_label_figures(group),
-        make_gallery(group, load),
-        origin_table(group),
-        settings_table(group),
     )
 
 

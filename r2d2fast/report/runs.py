@@ -1,4 +1,4 @@
-"""Run directories as they are found: finished, under way, stopped or damaged."""
+"""Reading run directories, whether the runs are finished, under way, stopped or damaged."""
 
 import json
 import math
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from r2d2fast.report.errors import ReportError
-from r2d2fast.train.directory import CONFIG, METRICS, RESULTS, SPLIT
+from r2d2fast.train.run_directory import CONFIG, METRICS, RESULTS, SPLIT
 
-# What is read of a configuration, an epoch and a result, without which nothing could be said of the run.
+# Keys that a configuration, an epoch and a stage's result must have, with their types: without them nothing could be shown.
 _SETTINGS = {"dataset": str, "seed": int, "split": int, "num_labels": int, "stages": list}
 _OF_AN_EPOCH = {"stage": int, "epoch": int, "test_error": float}
 _OF_A_STAGE = {"stage": int, "epochs": int, "test_error": float}
@@ -22,7 +22,7 @@ class Run:
     """One run directory.
 
     Attributes:
-        directory: where.
+        directory: its path.
         config: the settings by the name of their flag, as in ``config.json``.
         rows: of ``metrics.jsonl``, one an epoch.
         results: of ``results.json``; None for a run that is not finished.
@@ -51,7 +51,7 @@ class Run:
 
 
 def find_runs(directories: Iterable[Path]) -> list[Path]:
-    """The run directories named, and those within the other directories named, each once, in that order.
+    """The run directories among those named, and those found within the others, each once and in that order.
 
     Raises ReportError for a directory that is not there, or has no run in it.
     """
@@ -68,7 +68,7 @@ def find_runs(directories: Iterable[Path]) -> list[Path]:
 
 
 def read_run(directory: Path) -> Run:
-    """Raises ReportError, which names the file, where one that every run has is missing or damaged."""
+    """The run in ``directory``. Raises ReportError, which names the file, where one that every run has is missing or damaged."""
     config = _object(directory / CONFIG)
     _check(config, _SETTINGS, str(directory / CONFIG))
     stages = config["stages"]
@@ -103,7 +103,7 @@ def _read_rows(path: Path, finished: bool) -> list[dict[str, Any]]:
     if not path.exists() and not finished:
         return []  # the first epoch is not over
     lines = _text(path).split("\n")
-    # What follows the last line feed is nothing, or what a process was killed in the middle of.
+    # After the last line feed comes nothing, or half a line that a killed process was writing.
     rows = []
     for number, line in enumerate(lines[:-1], start=1):
         place = f"{path}, line {number}"
@@ -143,7 +143,7 @@ def _parsed(text: str, place: str) -> dict[str, Any]:
 
 
 def _check(values: dict[str, Any], kinds: dict[str, type], place: str) -> None:
-    """That what is needed is there, and of its kind; a whole number is a float, too."""
+    """Raise ReportError unless every key is there with a value of its type; an integer counts as a float, too."""
     for name, kind in kinds.items():
         value = values.get(name)
         good = isinstance(value, int | float) and math.isfinite(value) if kind is float else isinstance(value, kind)
@@ -152,5 +152,5 @@ def _check(values: dict[str, Any], kinds: dict[str, type], place: str) -> None:
 
 
 def _check_numbers(values: dict[str, Any], place: str) -> None:
-    """That there is nothing but numbers that can be drawn, and None."""
+    """Raise ReportError unless all values are None or finite numbers, which can be drawn."""
     _check(values, {name: float for name, value in values.items() if value is not None}, place)

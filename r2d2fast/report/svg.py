@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 from matplotlib.ticker import MaxNLocator
 
-# In units that are about a pixel on a phone, where a chart is as wide as the screen.
+# A unit is about a pixel on a phone, where a chart is as wide as the screen.
 WIDTH, HEIGHT = 400, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 118, 22, 38
 LABEL_HEIGHT = 14
@@ -62,7 +62,7 @@ class Chart:
     form: str = ".1f"
 
     def svg(self) -> str:
-        """The chart, with its last values as the text that stands for it."""
+        """The chart as an SVG element. Its last values are the text that screen readers read in its place."""
         lines = [line for series in self.series for line in (series.points, *series.runs)]
         xs = [x for line in lines for x, _ in line]
         ys = [y for line in lines for _, y in line] + list(self.y_range or ())
@@ -107,7 +107,7 @@ class Chart:
 
 
 def dot_chart(title: str, rows: Sequence[tuple[str, Sequence[float], str]], unit: str) -> str:
-    """A row for each (name, values, text): a ring a value, a bar for the mean; the text at the right."""
+    """A chart with a row for each (name, values, text): a ring for each value, a bar for the mean, and the text at the right."""
     values = [value for _, row, _ in rows for value in row]
     ticks = _ticks(min(values), max(values))
     height = TOP + ROW_HEIGHT * len(rows) + BOTTOM
@@ -129,8 +129,10 @@ def dot_chart(title: str, rows: Sequence[tuple[str, Sequence[float], str]], unit
 
 
 def spread(wanted: Sequence[float], low: float, high: float) -> list[float]:
-    """Places for labels of two lines, none over another: near those wanted, in their order, from ``low``; to ``high`` if they
-    fit."""
+    """Positions for labels of two lines so that none covers another.
+
+    They are in the order of the wanted positions and near them, between ``low`` and ``high`` as far as they fit.
+    """
     order = sorted(range(len(wanted)), key=lambda number: wanted[number])
     height = 2 * LABEL_HEIGHT + 2
     places = list(wanted)
@@ -147,7 +149,7 @@ def spread(wanted: Sequence[float], low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class _Scale:
-    """From values to places."""
+    """Maps values to positions in the chart."""
 
     low: float
     high: float
@@ -165,7 +167,7 @@ class _Scale:
 
 
 def _ticks(low: float, high: float, integer: bool = False) -> list[float]:
-    """Round numbers from at most ``low`` to at least ``high``, those of an integer axis within it."""
+    """Round numbers that enclose ``low`` and ``high``; on an integer axis, those between them."""
     if high == low:
         low, high = low - 0.5 * (not integer), high + 0.5
     values = [

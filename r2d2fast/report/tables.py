@@ -16,7 +16,7 @@ _EXPLANATION = (
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes: caption; header, a heading a column; rows, of which the first cell is the heading."""
+    """A caption, a heading for each column, and rows whose first cell is the heading of the row."""
 
     caption: str
     header: Sequence[str]
@@ -45,7 +45,7 @@ def results_table(groups: list[Group]) -> Table:
 
 
 def runs_table(group: Group) -> Table:
-    """A row for each run; of one that is not finished, the last error that it has."""
+    """A row for each run. One that is not finished shows the last error that it has."""
     names = [name for name in COLUMNS if name in group.results]
     rows = []
     for run in group.runs:
@@ -67,7 +67,7 @@ def settings_table(group: Group) -> Table:
 
 
 def origin_table(group: Group) -> Table | None:
-    """Machines and code of the finished runs; None where none is."""
+    """The machines and the code that the runs were finished with; None where no run is finished."""
     origins: dict[tuple[str, str], list[Run]] = {}
     for run in group.finished:
         origins.setdefault(_origin(run), []).append(run)

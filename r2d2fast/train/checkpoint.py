@@ -6,8 +6,10 @@ JSON; and a manifest with the digest of every file.
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +19,60 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from r2d2fast.files import sync_directory
 from r2d2fast.train.errors import TrainingError
-from r2d2fast.train.files import sync_directory, write_atomically, writing
+from r2d2fast.train.files import write_atomically, writing
 from r2d2fast.train.ranks import Ranks
+from r2d2fast.train.trainer import Trainer
 
 CURRENT = "checkpoint"
 PREVIOUS = "checkpoint.previous"
 TEMPORARY = "checkpoint.tmp"
 VALUES = "values.json"
 MANIFEST = "manifest.json"
+
+# Epochs after the last checkpoint are computed again on resuming, to the same bits. Stage 1's epochs can be far shorter than
+# it takes to sync a checkpoint to the disk: between two there is so much time, and as many times that of writing one.
+SECONDS_BETWEEN_CHECKPOINTS = 2.0
+CHECKPOINT_SHARE = 20
+
+
+class Checkpoints:
+    """When a run saves, and what it has saved last.
+
+    Args:
+        directory: of the run.
+        epochs: done in the last checkpoint, if any.
+        minutes: between checkpoints within an epoch.
+    """
+
+    def __init__(self, directory: Path, epochs: int, minutes: float) -> None:
+        self.directory = directory
+        self.epochs = epochs
+        self.minutes = minutes
+        self.at, self.took = time.monotonic(), 0.0
+
+    def due(self) -> bool:
+        """Whether it is time for one at the end of an epoch."""
+        return time.monotonic() - self.at >= max(SECONDS_BETWEEN_CHECKPOINTS, CHECKPOINT_SHARE * self.took)
+
+    def due_within_an_epoch(self) -> bool:
+        """Whether it is time for one though the epoch goes on."""
+        return time.monotonic() - self.at >= 60 * self.minutes
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the trainer's state; every rank calls this. Raises TrainingError where it cannot be written."""
+        began = self.at = time.monotonic()
+        values = trainer.values()
+        # Within an epoch nobody may have looked at the losses yet. The next look stops the run; the checkpoint stays good.
+        if all(map(math.isfinite, values["losses"])):
+            save_checkpoint(self.directory, trainer.tensors(), values, trainer.ranks)
+            self.at, self.epochs = time.monotonic(), trainer.position.epoch
+            self.took = self.at - began
+
+    def last(self) -> str:
+        """A sentence that names the last checkpoint."""
+        return f"The last good checkpoint, after {self.epochs} epochs, is {self.directory / CURRENT}."
 
 
 def save_checkpoint(directory: Path, tensors: dict[str, Any], values: dict[str, Any], ranks: Ranks) -> None:
@@ -38,7 +85,7 @@ def save_checkpoint(directory: Path, tensors: dict[str, Any], values: dict[str, 
     temporary, problem = directory / TEMPORARY, None
     try:
         with writing(directory):
-            ranks.first(lambda: _make_anew(temporary))
+            ranks.on_first(lambda: _make_anew(temporary))
             planner = dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # rank 0 has the buffers that count
             with _quietly(ranks) as options:
                 dcp.save(tensors, checkpoint_id=temporary, planner=planner, **options)
@@ -52,7 +99,7 @@ def save_checkpoint(directory: Path, tensors: dict[str, Any], values: dict[str, 
             f"cannot write {temporary}: {_reason(error)}. Is the disk full? Free some space, or name another --run-dir. "
             "Checkpoints written before are good: --resume goes on from them."
         )
-    if ranks.largest(problem is not None):
+    if ranks.any(problem is not None):
         if ranks.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         raise problem or TrainingError("another rank could not write its part of the checkpoint")

@@ -45,6 +45,7 @@ def check_values(config: Config, image_side: int, ranks: int) -> None:
     _require(0 < config.label_scale <= LARGEST, "--label-scale", config.label_scale, "above 0, and finite as float32")
     _require(0 <= config.momentum < 1, "--momentum", config.momentum, "at least 0 and below 1")
     _require(0 <= config.translate < image_side, "--translate", config.translate, f"0 to {image_side - 1} pixels")
+    _require(config.threads >= 0, "--threads", config.threads, "at least 0")
     _require(config.cutout >= 0, "--cutout", config.cutout, "at least 0 pixels")
     _require(config.checkpoint_minutes > 0, "--checkpoint-minutes", config.checkpoint_minutes, "above 0")
     for flag, number in {"--seed": config.seed, "--split": config.split}.items():

@@ -1,6 +1,5 @@
 """The command line: ``python -m r2d2fast.train``."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from r2d2fast.data import DataError
-from r2d2fast.data.loading import LoaderError
+from r2d2fast.data.photographs.workers import LoaderError
 from r2d2fast.train.checks import SEEDS
 from r2d2fast.train.config import Config
 from r2d2fast.train.dry_run import print_plan
@@ -102,9 +101,7 @@ def parse(arguments: list[str]) -> Config:
     value of one.
     """
     # The data set first, because its recipe gives the defaults of everything else.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--dataset", default="digits")
-    dataset = first.parse_known_args(arguments)[0].dataset
+    (dataset, _) = tyro.cli(_dataset, args=arguments, prog=PROGRAM, return_unknown_args=True, add_help=False)
     if dataset not in RECIPES:
         raise ConfigError(
             f"--dataset {dataset}: unknown; accepted: {', '.join(RECIPES)}. {PROGRAM} --help lists the flags"
@@ -120,6 +117,10 @@ def parse(arguments: list[str]) -> Config:
         if not 0 <= number <= SEEDS - config.runs:
             raise ConfigError(f"{flag} {number}: must be 0 to {SEEDS - config.runs}")
     return replace(config, split=split)
+
+
+def _dataset(dataset: str = "digits") -> str:
+    return dataset
 
 
 def _directory(config: Config, number: int) -> Path:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from r2d2fast.data.photographs import Decoder, OnBadImage
+from r2d2fast.data.photographs.load import Decoder, OnBadImage
 
 
 def _comma_separated(convert: Callable[[str], Any]) -> Any:
@@ -34,16 +34,16 @@ class Stage1:
     """Stage 1: supervised, labelled samples only."""
 
     epochs: int
-    """Passes over the labelled samples."""
+    """Number of passes over the labelled samples."""
 
     batch: int
-    """Labelled samples in a batch, of all ranks together."""
+    """Number of labelled samples in a batch, all ranks together."""
 
     lr: float
     """Learning rate at the start; it falls along a cosine."""
 
     cosine_epochs: int
-    """Epochs after which the cosine reaches zero, at least --stage1.epochs."""
+    """Number of epochs after which the cosine reaches zero; it is at least --stage1.epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +51,25 @@ class Stage2:
     """Stage 2: D2 up to the first reprediction, R2 from there on. Momentum is kept throughout."""
 
     epochs: int
-    """Passes over the unlabelled samples, D2 and R2 together."""
+    """Number of passes over the unlabelled samples, D2 and R2 together."""
 
     unlabelled_batch: int
-    """Unlabelled samples in a batch, of all ranks together; they come first."""
+    """Number of unlabelled samples in a batch, all ranks together; they come first."""
 
     labelled_batch: int
-    """Labelled samples in a batch, of all ranks together, after the unlabelled ones; the paper takes 25 % of a batch."""
+    """Number of labelled samples in a batch, all ranks together; they come after the unlabelled ones. The paper takes 25 % of a
+    batch."""
 
     repredict_epochs: Integers
-    """Epochs, counted from 0 in the stage, before which the network predicts all pseudo-logits anew; comma separated,
-    an empty word for plain D2."""
+    """Epochs before which the network predicts all pseudo-logits anew, counted from 0 in the stage and comma separated; an empty
+    word means plain D2."""
 
     repredict: bool
-    """Predict anew before --stage2.repredict-epochs; without, only the learning rate changes there (paper, Table 1)."""
+    """Predict all pseudo-logits anew before --stage2.repredict-epochs. Without, only the learning rate changes there (paper,
+    Table 1)."""
 
     lrs: Numbers
-    """Learning rates, comma separated: before the first reprediction, then from each reprediction on."""
+    """Learning rates, comma separated: the first holds until the first reprediction, each other one from a reprediction on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +77,17 @@ class Stage3:
     """Stage 3: fine-tuning on hard labels of all samples."""
 
     epochs: int
-    """Passes over all training samples."""
+    """Number of passes over all training samples."""
 
     batch: int
-    """Samples in a batch, of all ranks together."""
+    """Number of samples in a batch, all ranks together."""
 
     lr: float
     """Learning rate at the start; it falls along a cosine to zero."""
 
     hard_labels: Literal["repredict", "pseudo"]
-    """Labels of unlabelled samples. repredict, the class that the network predicts at the start of the stage: reference
-    implementation. pseudo, the class of the learned pseudo-label: paper."""
+    """Which labels the unlabelled samples get: with repredict the class that the network predicts at the start of the stage, as
+    in the reference implementation; with pseudo the class of the learned pseudo-label, as in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,74 +97,83 @@ class Config:
     where each is from."""
 
     dataset: str = "digits"
-    """Data set, whose recipe gives the defaults below: digits (scikit-learn's 1797 images of 8x8 pixels, embedded), mnist,
-    fashion-mnist, svhn, cifar10, cifar100, imagenet, or folder (your own images and a file of labels)."""
+    """The data set, whose recipe gives the defaults below: digits (scikit-learn's 1797 images of 8x8 pixels, which are installed
+    with it), mnist, fashion-mnist, svhn, cifar10, cifar100, imagenet, or folder (your own images and a file of labels)."""
 
     data_dir: Path = Path("data")
-    """Where the data set's files are; what belongs there is said where they are missing."""
+    """The directory of the data set's files. Where they are missing, the error says what belongs there."""
 
     download: bool = False
-    """Download the data set into --data-dir where it is not there and torchvision may."""
+    """Download the data set into --data-dir if it is not there and torchvision can."""
 
     seed: int = 0
-    """Seed of initial weights, data order and augmentation."""
+    """The seed of initial weights, data order and augmentation."""
 
     split: int | None = None
-    """Number of the split, that is, of the draw of labelled samples. Default: the seed."""
+    """The number of the split, by which the labelled samples are drawn. By default it is the seed."""
 
     split_file: Path | None = None
-    """Labelled samples from a file instead, a line of file name and class each; --num-labels then is their number."""
+    """A file that names the labelled samples instead, a line of file name and class for each. Its number of lines then takes
+    the place of --num-labels."""
 
     num_labels: int
-    """Labelled samples in all, the same number of each class; 0 takes every label there is."""
+    """Number of labelled samples, the same of each class; 0 takes every label there is."""
 
     stages: Integers = (1, 2, 3)
-    """Stages to run, comma separated: 1, 1,2 or 1,2,3 (each starts from the network of the one before). With the network of a
+    """The stages to run, comma separated: 1, 1,2 or 1,2,3; each starts from the network of the one before. With the network of a
     run of stage 1 as --pretrained also 2 or 2,3, which go on as if they had run stage 1 themselves."""
 
     run_dir: Path | None = None
-    """The run's own directory, for results, curves and checkpoints. Default: runs/DATASET-labelsN-splitN-seedN."""
+    """The run's own directory, for results, curves and checkpoints. By default it is runs/DATASET-labelsN-splitN-seedN."""
 
     resume: bool = False
-    """Go on from the last good checkpoint in the run directory; start if there is none."""
+    """Go on from the last good checkpoint in the run directory, or start if there is none."""
 
     eval_only: bool = False
-    """Print the test error of the last checkpoint's network, and train nothing."""
+    """Print the test error of the last checkpoint's network and train nothing."""
 
     dry_run: bool = False
     """Print schedule, settings, memory and an estimate of the time, from a few steps of each stage; train nothing."""
 
     runs: int = 1
-    """Runs one after the other, with seeds (and splits) from --seed (and --split) on, and a table of mean and std at the end."""
+    """Number of runs, one after the other, with seeds and splits from --seed and --split on; at the end a table shows mean and
+    standard deviation."""
 
     device: str = "auto"
-    """Where to train: cpu, cuda, cuda:1 ...; auto is cuda where there is one, else cpu. Under torchrun: cpu, cuda or auto."""
+    """The device to train on: cpu, cuda, cuda:1 and so on; auto is cuda if there is one, else cpu. torchrun's processes take cpu,
+    cuda or auto."""
+
+    threads: int = 0
+    """Number of CPU threads that compute, for each rank. 0 chooses by the work of a step, at most as many as PyTorch has (the
+    cores, or OMP_NUM_THREADS). The last bits of results depend on it, so a resumed run keeps the number that it began with."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the network's arithmetic, by autocast; float16 with a GradScaler. auto: bfloat16 on GPUs that have it, float16 on
-    others, float32 on CPUs."""
+    """The numbers in which the network computes, by autocast; float16 has a GradScaler. auto is bfloat16 on GPUs that have it,
+    float16 on others, and float32 on CPUs."""
 
     compile: bool = False
-    """Compile the network with torch.compile, on a GPU with CUDA graphs."""
+    """Compile the network with torch.compile; on a GPU it then runs in CUDA graphs."""
 
     deterministic: bool = False
-    """Only operations that give the same bits on every run; an error where there is none. Slower on a GPU."""
+    """Use only operations that give the same bits on every run, and stop with an error where there is none. This is slower on a
+    GPU."""
 
     workers: int = 0
-    """Processes that load images, of each rank, for imagenet and folder (others are in memory); 0: the trainer itself."""
+    """Number of processes that load images, for each rank, with imagenet and folder (others are in memory); with 0 the
+    trainer does it itself."""
 
     on_bad_image: OnBadImage = "error"
-    """What an image that cannot be decoded does (imagenet, folder): stop the run, or be replaced and counted."""
+    """What happens at an image that cannot be decoded (imagenet, folder): the run stops, or it is replaced and counted."""
 
     decoder: Decoder = "cpu"
-    """What decodes and resizes images (imagenet, folder): cpu, the loader processes; dali, the GPU by NVIDIA DALI, for which they
-    only read (pip install "r2d2fast[dali]")."""
+    """What decodes and resizes images (imagenet, folder): with cpu the loader processes do; with dali they only read, and the GPU
+    decodes by NVIDIA DALI (pip install "r2d2fast[dali]")."""
 
     log_interval: int = 50
-    """Steps between two looks at the loss, each of which makes the host wait for the device."""
+    """Number of steps between two looks at the loss, each of which makes the host wait for the device."""
 
     checkpoint_minutes: float = 10.0
-    """Minutes between checkpoints in epochs longer than that; there is one at the end of an epoch, too."""
+    """Minutes between checkpoints within an epoch that is longer; there is one at the end of an epoch, too."""
 
     tensorboard: bool = False
     """Write metrics for TensorBoard, too, into the run directory (pip install "r2d2fast[tensorboard]")."""
@@ -175,60 +186,70 @@ class Config:
     """Write network.onnx, too, at the end (pip install "r2d2fast[onnx]")."""
 
     backbone: str
-    """Network: small, lenet2d, convlarge, shake26-96, resnet18, torchvision:NAME or timm:NAME."""
+    """The network: small, lenet2d, convlarge, shake26-96, resnet18, torchvision:NAME or timm:NAME."""
 
     pretrained: Path | None = None
-    """Weights to start from, safetensors or a PyTorch state_dict; a classifier of other classes is left out."""
+    """A file of weights to start from, safetensors or a PyTorch state_dict; a classifier of other classes is left out."""
+
+    input_noise: bool = False
+    """Add noise of standard deviation 0.15 to the images in training (convlarge only; Laine & Aila, 2017)."""
+
+    weight_norm: bool = False
+    """Learn length and direction of each weight vector apart (convlarge only; Salimans & Kingma, 2016)."""
 
     bn_groups: int = 1
-    """Parts of a batch that batch norm normalises apart, in training; 4 as the reference implementation's four GPUs do."""
+    """Number of parts of a batch that batch norm normalises apart in training; 4 does as the reference implementation's four
+    GPUs."""
 
     alpha: float = 0.1
-    """Weight of the class loss between prediction and pseudo-label."""
+    """The weight of the class loss between prediction and pseudo-label."""
 
     beta: float = 0.03
-    """Weight of the prediction's entropy."""
+    """The weight of the prediction's entropy."""
 
     class_loss: Literal["kl_reverse", "kl", "mse"] = "kl_reverse"
-    """Distance of prediction p and pseudo-label q: kl_reverse, KL(p||q): paper; kl, KL(q||p), and mse: its ablation."""
+    """The distance of prediction p and pseudo-label q: kl_reverse is the paper's KL(p||q); KL(q||p), here kl, and mse are in its
+    ablation."""
 
     label_lr: float
-    """Step size of the pseudo-logit update; the effective step is label_lr * alpha / batch, 0.78 in the reference
+    """The step size of the pseudo-logit update; the effective step is label_lr * alpha / batch, 0.78 in the reference
     implementation (4000 * 0.1 / 512)."""
 
     label_scale: float = 10.0
-    """Pseudo-logit of a labelled sample's class, the others being 0."""
+    """The pseudo-logit of a labelled sample's class; those of other classes are 0."""
 
     bank_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the pseudo-logits; the 16-bit ones round stochastically, so that small steps add up."""
+    """The type of the pseudo-logits; the 16-bit ones round stochastically, so that small steps add up."""
 
     bank_storage: str = "device"
-    """Where the pseudo-logits are: device; pinned, host memory that the GPU's kernel works in; or, on a CPU, a path, a mapped
-    file."""
+    """Where the pseudo-logits are: with device on the device; with pinned in host memory that the GPU's kernel works in; with a
+    path, on a CPU, in a file that is mapped."""
 
     momentum: float = 0.9
-    """Nesterov momentum of SGD, every stage."""
+    """The Nesterov momentum of SGD in every stage."""
 
     weight_decay: float
-    """L2 penalty on all parameters, every stage."""
+    """The L2 penalty on all parameters in every stage."""
 
     translate: int = 0
-    """Augmentation: largest shift in pixels, down and right (images held in memory)."""
+    """Shift images that are held in memory by up to so many pixels in each direction, as augmentation."""
 
     border: Literal["background", "reflect"] = "background"
-    """What a shift brings in: empty pixels, or the image mirrored."""
+    """What a shift brings in: empty pixels, or the image mirrored at its border."""
 
     flip: bool = False
-    """Augmentation: mirror half of the images left to right."""
+    """Mirror half of the images left to right, as augmentation."""
 
     cutout: int = 0
-    """Augmentation of stages 1 and 3: side of a square that is set to the mean, clipped at the border; 0 for none."""
+    """Set a square of so many pixels a side to the mean, as augmentation in stages 1 and 3; it is clipped at the border, and 0
+    means none."""
 
     image_size: int = 224
-    """Side of the square that the network sees, in pixels (imagenet, folder); cut at random from scale 0.08 to 1 in training."""
+    """Side in pixels of the square that the network sees (imagenet, folder). In training it is cut at random, from 8 % of the
+    image to all of it."""
 
     resize: int = 256
-    """Shorter side of an image from whose centre evaluation cuts the square, in pixels (imagenet, folder)."""
+    """Shorter side in pixels to which evaluation resizes an image, from whose centre it cuts the square (imagenet, folder)."""
 
     stage1: Stage1 = field()
     stage2: Stage2 = field()

@@ -11,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from r2d2fast.train.callback import Callback
 from r2d2fast.train.config import Config
+from r2d2fast.train.evaluation import EVALUATION_BATCH
+from r2d2fast.train.load_data import load_data
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES, flags
-from r2d2fast.train.schedule import Epoch
-from r2d2fast.train.sources import load_data
-from r2d2fast.train.trainer import EVALUATION_BATCH, Trainer
+from r2d2fast.train.schedule import Epoch, batch_size
+from r2d2fast.train.threads import cpu_threads
+from r2d2fast.train.trainer import Trainer
 
 MEASURED_STEPS = 3
 
@@ -80,7 +83,7 @@ def _print_schedule(trainer: Trainer, console: Console) -> None:
 def _print_memory(trainer: Trainer, console: Console) -> None:
     parameters = list(trainer.model.parameters())
     network = sum(parameter.nbytes for parameter in parameters)
-    largest = max(_batch_size(trainer.config, stage) for stage in trainer.config.stages) // trainer.ranks.count
+    largest = max(batch_size(trainer.config, stage) for stage in trainer.config.stages) // trainer.ranks.count
     lines = (
         f"Network: {sum(parameter.numel() for parameter in parameters)} parameters, {network} bytes; "
         "as much again for gradients, and for momentum.",
@@ -145,23 +148,28 @@ class Speed(NamedTuple):
 
 def measure_speed(trainer: Trainer) -> Speed:
     """Measure a few steps of each stage, which change ``trainer``, and some images evaluated."""
-    image = _seconds_per_image(trainer) / trainer.ranks.count
     first = [next(epoch for epoch in trainer.schedule if epoch.stage == stage) for stage in trainer.config.stages]
-    return Speed({epoch.stage: _seconds_per_step(trainer, epoch) for epoch in first}, image)
+    with cpu_threads(trainer.threads):
+        image = _seconds_per_image(trainer) / trainer.ranks.count
+        return Speed({epoch.stage: _seconds_per_step(trainer, epoch) for epoch in first}, image)
 
 
 def _seconds_per_step(trainer: Trainer, epoch: Epoch) -> float:
     """The median of a few steps after the first."""
     trainer.go_to(trainer.schedule.index(epoch))
-    times = [time.perf_counter()]
-
-    def pause() -> None:
-        _synchronize(trainer)
-        times.append(time.perf_counter())
-
-    trainer.train(epoch, list(trainer.order(epoch))[: MEASURED_STEPS + 1], pause)
-    steps = sorted(later - before for before, later in pairwise(times))
+    trainer.callback = clock = _Clock()
+    trainer.train(trainer.batches()[: MEASURED_STEPS + 1])
+    steps = sorted(later - before for before, later in pairwise(clock.times))
     return steps[(len(steps) - 1) // 2]
+
+
+class _Clock(Callback):
+    def __init__(self) -> None:
+        self.times = [time.perf_counter()]
+
+    def between_steps(self, trainer: Trainer) -> None:
+        _synchronize(trainer)
+        self.times.append(time.perf_counter())
 
 
 def _seconds_per_image(trainer: Trainer) -> float:
@@ -169,7 +177,7 @@ def _seconds_per_image(trainer: Trainer) -> float:
     seconds = []
     for _ in range(2):  # the first time memory is allocated
         began = time.perf_counter()
-        for _ in trainer.evaluate(trainer.data.test, samples):
+        for _ in trainer.evaluator.logits(trainer.data.test, samples):
             _synchronize(trainer)
         seconds.append(time.perf_counter() - began)
     return seconds[-1] / len(samples)
@@ -190,15 +198,9 @@ def _runs(schedule: list[Epoch]) -> list[tuple[int, Epoch]]:
     return numbered
 
 
-def _batch_size(config: Config, stage: int) -> int:
-    if stage == 2:
-        return config.stage2.unlabelled_batch + config.stage2.labelled_batch
-    return config.stage1.batch if stage == 1 else config.stage3.batch
-
-
 def _batch(config: Config, stage: int) -> str:
     two = config.stage2
-    return f"{two.unlabelled_batch} + {two.labelled_batch}" if stage == 2 else str(_batch_size(config, stage))
+    return f"{two.unlabelled_batch} + {two.labelled_batch}" if stage == 2 else str(batch_size(config, stage))
 
 
 def _flag(name: str) -> str:

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from r2d2fast.train.directory import METRICS
 from r2d2fast.train.files import write_atomically, writing
+from r2d2fast.train.run_directory import METRICS
 
 
 class Metrics:

@@ -36,9 +36,9 @@ def save_pseudo_labels(trainer: Trainer, directory: Path, moment: Moment) -> Non
     ``classes``, int32 ``[M]``: argmax of the pseudo-label, −1 for a labelled sample; ``confidence``, float16 ``[M]``: its largest
     probability. Raises TrainingError where it cannot be written.
     """
-    classes = trainer.hard_labels().cpu().int()
+    classes = trainer.ownership.hard_labels(trainer.bank).cpu().int()
     classes[trainer.labelled] = -1
-    confidence = trainer.pseudo_confidence().cpu().half()
+    confidence = trainer.ownership.confidence(trainer.bank).cpu().half()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, classes=classes.numpy(), confidence=confidence.numpy())
     path = directory / PSEUDO_LABELS / f"stage{moment.stage}-{moment.epochs:05d}-{moment.kind}.npz"
@@ -48,7 +48,7 @@ def save_pseudo_labels(trainer: Trainer, directory: Path, moment: Moment) -> Non
             path.parent.mkdir(exist_ok=True)
         write_atomically(path, buffer.getvalue())
 
-    trainer.ranks.first(write)
+    trainer.ranks.on_first(write)
 
 
 def find_pseudo_labels(directory: Path) -> dict[Moment, Path]:

@@ -48,11 +48,11 @@ class Ranks:
             dist.all_gather(parts, tensor)
         return torch.stack(parts)
 
-    def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers; the hosts wait for each other, the devices do not."""
-        return self._reduce(number, dist.ReduceOp.MAX)
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` holds on any rank; the hosts wait for each other, the devices do not."""
+        return bool(self._reduce(flag, dist.ReduceOp.MAX))
 
-    def smallest(self, number: int) -> int:
+    def minimum(self, number: int) -> int:
         """The smallest of the ranks' numbers."""
         return self._reduce(number, dist.ReduceOp.MIN)
 
@@ -60,14 +60,18 @@ class Ranks:
         """The sum of the ranks' numbers."""
         return self._reduce(number, dist.ReduceOp.SUM)
 
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        self._reduce(0, dist.ReduceOp.SUM)
+
     def _reduce(self, number: int, operation: dist.ReduceOp.RedOpType) -> int:
         if self.count == 1:
             return number
-        tensor = torch.tensor(number)
+        tensor = torch.tensor(int(number))
         dist.all_reduce(tensor, op=operation)
         return int(tensor)
 
-    def first(self, function: Callable[[], T]) -> T:
+    def on_first(self, function: Callable[[], T]) -> T:
         """What ``function`` returns, or the TrainingError that it raises, on rank 0; on every rank."""
         outcome: list[Any] = [None, None]
         if self.rank == 0:
@@ -81,7 +85,7 @@ class Ranks:
             raise outcome[1]
         return outcome[0]
 
-    def all(self, function: Callable[[], T]) -> T:
+    def on_all(self, function: Callable[[], T]) -> T:
         """What ``function`` returns on this rank, or on every rank the TrainingError of the first rank on which it raises one."""
         result, errors = cast(T, None), cast(list[TrainingError | None], [None] * self.count)
         try:
@@ -95,7 +99,7 @@ class Ranks:
                 raise raised
         return result
 
-    def share_buffers(self, module: nn.Module) -> None:
+    def broadcast_buffers(self, module: nn.Module) -> None:
         """Give all ranks rank 0's buffers (running statistics), as DistributedDataParallel does before a training step."""
         if self.count > 1:
             for buffer in module.buffers():

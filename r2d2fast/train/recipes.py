@@ -32,7 +32,8 @@ def _recipe(name: str, settings: Settings) -> Recipe:
     kinds = Stage1(**stages["stage1"]), Stage2(**stages["stage2"]), Stage3(**stages["stage3"])
     config = Config(dataset=name, **values, stage1=kinds[0], stage2=kinds[1], stage3=kinds[2])
     sources = dict.fromkeys(("alpha", "beta", "class_loss"), PAPER)
-    sources |= dict.fromkeys(("label_scale", "momentum"), REFERENCE) | {"bn_groups": OURS}
+    sources |= dict.fromkeys(("label_scale", "momentum"), REFERENCE)
+    sources |= dict.fromkeys(("bn_groups", "input_noise", "weight_norm"), OURS)
     return Recipe(config, sources | {flag: source for flag, (_, source) in settings.items()})
 
 

@@ -1,8 +1,6 @@
 """A whole run: epoch after epoch, with metrics, checkpoints, results and pictures in the run directory."""
 
-import math
-import time
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,26 +10,19 @@ from rich.console import Console
 
 from r2d2fast.machine import describe_run, versions
 from r2d2fast.models import export_onnx, export_safetensors
-from r2d2fast.train.checkpoint import find_checkpoint, keep_good, load_tensors, read_values, save_checkpoint
+from r2d2fast.train.build import bank_file
+from r2d2fast.train.checkpoint import find_checkpoint, keep_good, load_tensors, read_values
 from r2d2fast.train.config import Config
-from r2d2fast.train.directory import LOCK, NETWORK, ONNX, keep_split_file, locked, open_directory, write_results
 from r2d2fast.train.errors import ConfigError, DivergenceError, TrainingError
 from r2d2fast.train.files import write_atomically
-from r2d2fast.train.metrics import Metrics
-from r2d2fast.train.parts import bank_file
+from r2d2fast.train.load_data import load_data
 from r2d2fast.train.pictures import draw_curves, draw_pseudo_labels
-from r2d2fast.train.preemption import Pauses
-from r2d2fast.train.profile import StepTracer
-from r2d2fast.train.progress import Reporter
-from r2d2fast.train.pseudo_labels import Moment, save_pseudo_labels
 from r2d2fast.train.ranks import Ranks
-from r2d2fast.train.sources import load_data
+from r2d2fast.train.run_callback import RunCallback
+from r2d2fast.train.run_directory import LOCK, NETWORK, ONNX, keep_split_file, locked, open_directory, write_results
+from r2d2fast.train.threads import cpu_threads
 from r2d2fast.train.trainer import Trainer
 
-# Epochs after the last checkpoint are computed again on resuming, to the same bits. Stage 1's epochs can be far shorter than
-# it takes to sync a checkpoint to the disk: between two there is so much time, and as many times that of writing one.
-SECONDS_BETWEEN_CHECKPOINTS = 2.0
-CHECKPOINT_SHARE = 20
 # What flags need that is not installed with everything else.
 PACKAGES = {"tensorboard": "tensorboard", "onnx": "onnxscript"}
 
@@ -50,21 +41,22 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         if bank is not None:
             locks.enter_context(locked(Path(f"{bank}.lock"), ranks, "--bank-storage"))
         trainer = Trainer(config, data, labels, ranks)
-        finished = ranks.first(lambda: open_directory(directory, config))
+        finished = ranks.on_first(lambda: open_directory(directory, config))
         if finished is not None:
             console.print(f"{directory} holds a finished run; nothing to do.", soft_wrap=True)
             return finished
         locks.enter_context(locked(directory / LOCK, ranks, "--run-dir"))
-        ranks.first(lambda: keep_split_file(directory, trainer.data, trainer.labels))
+        ranks.on_first(lambda: keep_split_file(directory, trainer.data, trainer.labels))
         if config.resume:
             _resume(trainer, directory, console)
+        if ranks.device.type == "cpu":
+            console.print(_threads(trainer), highlight=False)
         _train(trainer, directory, console)
-        results = summarize(config, trainer.rows) | {
-            "machine": describe_run(ranks.device, ranks.count),
-            "versions": versions(),
-        }
+        with cpu_threads(trainer.threads):  # whose number is in the description
+            about = {"machine": describe_run(ranks.device, ranks.count), "versions": versions()}
+        results = summarize(config, trainer.history) | about
         # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
-        ranks.first(lambda: _finish(trainer, directory, results))
+        ranks.on_first(lambda: _finish(trainer, directory, results))
     return results
 
 
@@ -80,11 +72,12 @@ def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) ->
     if path is None:
         raise TrainingError(f"{directory} has no checkpoint to evaluate; name the --run-dir of a run that has begun")
     load_tensors(path, {"network": trainer.model.state_dict()}, ranks)
-    return trainer.test_errors()
+    with cpu_threads(trainer.threads):
+        return trainer.evaluator.test_errors(trainer.data)
 
 
 def _find(directory: Path, console: Console, ranks: Ranks) -> Path | None:
-    path, messages = ranks.first(lambda: find_checkpoint(directory))
+    path, messages = ranks.on_first(lambda: find_checkpoint(directory))
     for message in messages:
         console.print(message, soft_wrap=True)
     return path
@@ -97,77 +90,33 @@ def _resume(trainer: Trainer, directory: Path, console: Console) -> None:
     values = read_values(path)
     trainer.load_values(values)
     load_tensors(path, trainer.tensors(), trainer.ranks)
-    trainer.ranks.first(lambda: keep_good(path))
-    steps = f" and {trainer.step} steps" if trainer.step else ""
-    console.print(f"resumed after {len(trainer.rows)} of {len(trainer.schedule)} epochs{steps}")
-    now = trainer.precision.name
-    before = values.get("precision", now)  # checkpoints of before 2026-11-23 do not say
+    trainer.ranks.on_first(lambda: keep_good(path))
+    epochs, step = trainer.position
+    steps = f" and {step} steps" if step else ""
+    console.print(f"resumed after {epochs} of {len(trainer.schedule)} epochs{steps}")
+    before, now = values["precision"], trainer.precision.name
     if before != now:
         console.print(f"--precision auto, {before} on the machine before, is {now} on this one", soft_wrap=True)
 
 
+def _threads(trainer: Trainer) -> str:
+    chosen = trainer.config.threads == 0 and trainer.position == (0, 0)
+    return f"{trainer.threads} CPU thread{'s' * (trainer.threads > 1)}" + ", by the work of a step" * chosen
+
+
 def _train(trainer: Trainer, directory: Path, console: Console) -> None:
-    config, ranks = trainer.config, trainer.ranks
-    saver = _Saver(trainer, directory)
-    pauses = Pauses(ranks, saver.save, lambda: saver.age() >= 60 * config.checkpoint_minutes)
-    metrics = Metrics(directory, trainer.rows, config.tensorboard, writes=ranks.rank == 0)
-    tracing = closing(StepTracer(directory)) if config.profile and ranks.rank == 0 else nullcontext()
-    with tracing as tracer, Reporter(console, trainer.schedule, len(trainer.rows)) as reporter, pauses.watching():
-
-        def pause() -> None:
-            if tracer is not None:
-                tracer.reached(trainer.schedule[len(trainer.rows)], trainer.step)
-            reporter.stepped(trainer.step)
-            pauses()
-
-        def predicted() -> None:
-            epoch = trainer.schedule[len(trainer.rows)]
-            save_pseudo_labels(trainer, directory, Moment(epoch.stage, epoch.epoch, "predicted"))
-
-        for epoch in trainer.schedule[len(trainer.rows) :]:
-            try:
-                row = trainer.run_epoch(pause, predicted)
-            except DivergenceError as error:
-                raise TrainingError(f"{error} {saver.last()}") from error
-            metrics.append(row)
-            reporter.epoch_ended(epoch, row)
-            if epoch.stage == 2 and epoch.last:
-                save_pseudo_labels(trainer, directory, Moment(epoch.stage, epoch.epoch + 1, "learned"))
-            if ranks.largest(epoch.last or saver.due()):
-                saver.save()
-
-
-class _Saver:
-    def __init__(self, trainer: Trainer, directory: Path) -> None:
-        self.trainer = trainer
-        self.directory = directory
-        self.at, self.took = time.monotonic(), 0.0
-        self.epochs = len(trainer.rows)
-
-    def age(self) -> float:
-        """Seconds since the last checkpoint."""
-        return time.monotonic() - self.at
-
-    def due(self) -> bool:
-        return self.age() >= max(SECONDS_BETWEEN_CHECKPOINTS, CHECKPOINT_SHARE * self.took)
-
-    def save(self) -> None:
-        began = self.at = time.monotonic()
-        values = self.trainer.values()
-        # Within an epoch nobody may have looked at the losses yet. The next look stops the run; the checkpoint stays good.
-        if all(map(math.isfinite, values["losses"])):
-            save_checkpoint(self.directory, self.trainer.tensors(), values, self.trainer.ranks)
-            self.at, self.epochs = time.monotonic(), len(self.trainer.rows)
-            self.took = self.at - began
-
-    def last(self) -> str:
-        return f"The last good checkpoint, after {self.epochs} epochs, is {self.directory / 'checkpoint'}."
+    with RunCallback(trainer, directory, console) as callback:
+        trainer.callback = callback
+        try:
+            trainer.fit()
+        except DivergenceError as error:
+            raise TrainingError(f"{error} {callback.checkpoints.last()}") from error
 
 
 def _finish(trainer: Trainer, directory: Path, results: dict[str, Any]) -> None:
     model, config = trainer.model, trainer.config
-    draw_curves(directory, trainer.rows)
-    draw_pseudo_labels(directory, trainer.rows)
+    draw_curves(directory, trainer.history)
+    draw_pseudo_labels(directory, trainer.history)
     about = {"backbone": config.backbone, "dataset": config.dataset, "classes": "\n".join(trainer.data.class_names)}
     write_atomically(directory / NETWORK, export_safetensors(model, about))
     if config.onnx:

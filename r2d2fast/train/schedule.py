@@ -42,6 +42,13 @@ class Epoch:
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * t / self.cosine_epochs))
 
 
+def batch_size(config: Config, stage: int) -> int:
+    """Samples of a batch, of all ranks together."""
+    if stage == 2:
+        return config.stage2.unlabelled_batch + config.stage2.labelled_batch
+    return config.stage1.batch if stage == 1 else config.stage3.batch
+
+
 def make_schedule(config: Config, labelled: int, unlabelled: int, ranks: int = 1) -> list[Epoch]:
     """All epochs of the run, in order, for so many labelled and unlabelled samples; ``config`` has been checked."""
     one, two, three = config.stage1, config.stage2, config.stage3

@@ -6,7 +6,10 @@ import pytest
 
 from bench.memory import step_memory
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status"),
+    pytest.mark.slow,  # three processes that import PyTorch
+]
 
 
 @pytest.mark.parametrize("name", ["d2_step", "module"])

@@ -8,9 +8,8 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
-
-import pybind11
 
 HERE = Path(__file__).parent
 RUNTIME = [HERE / f"{name}.cpp" for name in ("order", "threads", "memory", "hooks", "controls")]
@@ -34,6 +33,10 @@ def problem() -> str | None:
     """Why nothing can be built here."""
     if sys.platform != "linux" or shutil.which("g++") is None:
         return "needs Linux and g++"
+    if find_spec("pybind11") is None:
+        return 'needs pybind11: pip install -e ".[test]"'
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "needs Python.h (Debian: apt-get install python3-dev)"
     version = subprocess.run(["g++", "--version"], capture_output=True, text=True).stdout
     return None if "Free Software Foundation" in version else "g++ is another compiler here"
 
@@ -51,6 +54,8 @@ def _hash(*parts: bytes) -> str:
 
 def _compile(source: Path, flags: Sequence[str], include: Sequence[Path], out: Path) -> Path:
     """The object file of a source, from the cache where its preprocessed text and the flags were seen before."""
+    import pybind11  # where it is missing, problem() says so
+
     folders = [HERE / "include", *include, pybind11.get_include(), sysconfig.get_path("include")]
     command = ["g++", *COMMON, *flags, *(f"-I{folder}" for folder in folders)]
     version = _run(["g++", "--version"], source.parent)

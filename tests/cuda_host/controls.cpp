@@ -102,3 +102,5 @@ EXPORT void cuda_host_remove_buffers() { remove_buffers(); }
 EXPORT const char* cuda_host_message() { return message.c_str(); }
 EXPORT void cuda_host_fail_next_launch(int error) { next_launch = cudaError_t(error); }
 EXPORT void cuda_host_record(Record* out) { *out = record; }
+EXPORT int cuda_host_current_device() { return device; }
+EXPORT int cuda_host_last_error() { return cudaGetLastError(); }

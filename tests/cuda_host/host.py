@@ -65,12 +65,16 @@ class Host:
         assert spec.loader is not None
         self.module: ModuleType = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.module)
-        self._c = ctypes.CDLL(str(library))
-        self._c.cuda_host_message.restype = ctypes.c_char_p
+        self.library = ctypes.CDLL(str(library))  # with what a build exports beside its module
+        self.library.cuda_host_message.restype = ctypes.c_char_p
 
     def fail_next_launch(self, error: int) -> None:
         """Makes the next launch return this cudaError_t and do nothing."""
-        self._c.cuda_host_fail_next_launch(error)
+        self.library.cuda_host_fail_next_launch(error)
+
+    def left_behind(self) -> tuple[int, int]:
+        """The current device, and the cudaError_t that the next cudaGetLastError() would return, which this call takes away."""
+        return self.library.cuda_host_current_device(), self.library.cuda_host_last_error()
 
     @contextmanager
     def launches(
@@ -92,7 +96,7 @@ class Host:
             for name in tensors if checks else ():
                 self._add(name, tensors[name], constant=name in (constants or {}))
                 watched.append(name)
-            self._c.cuda_host_set(ORDERS.index(order), ctypes.c_uint64(seed), int(checks))
+            self.library.cuda_host_set(ORDERS.index(order), ctypes.c_uint64(seed), int(checks))
             yield report
         finally:
             record = self._record()
@@ -101,25 +105,25 @@ class Host:
             report.stream, report.device = record.stream, record.device
             for name in watched:
                 report._counts[name] = self._counts(name, tensors[name])
-            self._c.cuda_host_remove_buffers()
-            self._c.cuda_host_set(0, ctypes.c_uint64(0), 0)
+            self.library.cuda_host_remove_buffers()
+            self.library.cuda_host_set(0, ctypes.c_uint64(0), 0)
 
     def _record(self) -> _Record:
         record = _Record()
-        self._c.cuda_host_record(ctypes.byref(record))
+        self.library.cuda_host_record(ctypes.byref(record))
         return record
 
     def _add(self, name: str, tensor: torch.Tensor, constant: bool) -> None:
         rows, row, step = _extent(tensor)
         size = tensor.element_size()
         sizes = [ctypes.c_uint64(n) for n in (tensor.data_ptr(), rows, row * size, step * size, size)]
-        if self._c.cuda_host_add_buffer(name.encode(), *sizes, int(constant)):
-            raise ValueError(self._c.cuda_host_message().decode())
+        if self.library.cuda_host_add_buffer(name.encode(), *sizes, int(constant)):
+            raise ValueError(self.library.cuda_host_message().decode())
 
     def _counts(self, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows, row, step = _extent(tensor)
         reads, writes = torch.zeros(2, (rows - 1) * step + row, dtype=torch.int32).unbind()
-        self._c.cuda_host_read_counts(
+        self.library.cuda_host_read_counts(
             name.encode(),
             ctypes.c_uint64(reads.numel()),
             ctypes.c_void_p(reads.data_ptr()),

@@ -1,4 +1,4 @@
-"""Resident images: bit for bit what the definition of one image says, and the distributions of DESIGN.md section 6."""
+"""Resident images: bit for bit what the definition of one image says, and the distributions that an augmentation promises."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,9 @@ import torch
 from scipy.stats import chisquare
 
 from r2d2fast.data.dataset import Augmentation
-from r2d2fast.data.draws import uniform
+from r2d2fast.data.random_numbers import uniform
 from r2d2fast.data.resident import ResidentImages, channel_statistics
+from tests.data.keyed import keyed
 from tests.data.waiting import NeverWaits
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def resident(shape, samples=40, device=CPU):
 
 
 def one_batch(images, index, draws, augmentation, seed=0):
-    (batch,) = images.batches([(torch.as_tensor(index), torch.as_tensor(draws))], augmentation, seed)
+    (batch,) = images.batches([keyed(index, draws)], augmentation, seed)
     return batch
 
 
@@ -118,7 +119,7 @@ def test_batches_differ_only_in_where_they_are_cut():
     index, draws = torch.randperm(40), torch.arange(100, 140)
     whole = one_batch(images, index, draws, augmentation)
     for sizes in ([1] * 40, [16, 0, 24], [7, 33]):
-        order = list(zip(index.split(sizes), draws.split(sizes), strict=True))
+        order = list(map(keyed, index.split(sizes), draws.split(sizes)))
         batches = list(images.batches(order, augmentation, 0))
         assert [len(batch) for batch in batches] == sizes
         assert torch.equal(torch.cat(batches), whole)
@@ -226,7 +227,7 @@ def test_the_cutout_is_zero_after_normalisation_in_every_channel():
 def test_an_impossible_augmentation_is_refused_before_the_first_batch(augmentation, message):
     _, _, _, images = resident((3, 7, 5))
     with pytest.raises(ValueError, match=message):
-        images.batches([(torch.arange(3), torch.arange(3))], augmentation, 0)
+        images.batches([keyed(range(3))], augmentation, 0)
 
 
 @pytest.mark.parametrize("augmentation", [None, Augmentation(translate=1)])
@@ -264,7 +265,7 @@ def test_a_channel_of_one_value_is_normalised_to_0():
 @pytest.mark.parametrize("augmentation", [*AUGMENTATIONS, None], ids=str)
 def test_nothing_waits_for_the_device(augmentation):
     _, _, _, images = resident((3, 7, 5))
-    order = [(torch.arange(4), torch.arange(4)), (torch.arange(3), torch.arange(3))]
+    order = [keyed(range(4)), keyed(range(3))]
     with NeverWaits() as counted:
         assert len(list(images.batches(order, augmentation, 0))) == 2
     assert counted.calls > 5
@@ -276,7 +277,7 @@ def test_nothing_waits_for_the_device(augmentation):
 def test_on_a_gpu_the_host_never_waits_and_the_images_are_the_same(augmentation):
     pixels, mean, std, images = resident((3, 7, 5))
     on_gpu = ResidentImages(pixels, mean, std, torch.device("cuda"))
-    order = [(torch.arange(40), torch.arange(40)), (torch.arange(3), torch.arange(3))]
+    order = [keyed(range(40)), keyed(range(3))]
     expected = list(images.batches(order, augmentation, 0))
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -3,16 +3,12 @@ import shutil
 import signal
 import time
 
-import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from r2d2fast.data import load_dataset
 from r2d2fast.experiments import cli
-from r2d2fast.experiments.figure2 import four_panels
-from r2d2fast.models import make_model
 from r2d2fast.train import cli as train_cli
-from r2d2fast.train import run
 from tests.processes import starting
 from tests.train.tiny_run import TINY
 
@@ -25,22 +21,16 @@ def one_thread(threads):
     torch.set_num_threads(1)
 
 
-def run_command(arguments):
-    """In a process that can be killed, with a checkpoint after every epoch."""
-    torch.set_num_threads(1)
-    run.SECONDS_BETWEEN_CHECKPOINTS = 0.0
-    run.CHECKPOINT_SHARE = 0
-    raise SystemExit(cli.main(arguments))
+@pytest.fixture(scope="module")
+def without_pictures():
+    """Curves and pseudo-labels as pictures are half of the time of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture(scope="module")
-def start():
-    with starting("r2d2fast.experiments.cli") as start_one:
-        yield lambda *arguments: start_one(run_command, *arguments)
-
-
-@pytest.fixture(scope="module")
-def table1(tmp_path_factory):
+def table1(tmp_path_factory, without_pictures):
     """The run directory of Table 1 with two seeds of tiny runs."""
     directory = tmp_path_factory.mktemp("table1") / "all"
     before = torch.get_num_threads()
@@ -134,7 +124,7 @@ def test_a_second_table_runs_only_what_the_first_has_not(table1, tmp_path, capsy
     assert trained == []
 
 
-def test_labels_alone_all_labels_and_r2d2_with_splits(tmp_path):
+def test_labels_alone_all_labels_and_r2d2_with_splits(tmp_path, without_pictures):
     command = ["table7", *DIGITS, "--seeds", "5", "--splits", "2,3", "--run-dir", str(tmp_path)]
     assert cli.main(command) == 0
     content = json.loads((tmp_path / "digits/table7.json").read_text())
@@ -150,25 +140,31 @@ def test_labels_alone_all_labels_and_r2d2_with_splits(tmp_path):
 # --- resuming
 
 
-@pytest.mark.parametrize("killed_in", ["stage1", "repeated"])
-def test_killed_and_resumed_a_table_ends_as_if_left_alone(start, table1, tmp_path, killed_in):
-    directory = tmp_path / "all"
-    command = ["table1", *DIGITS, "--seeds", "0", "--run-dir", directory]
-    process = start(*command)
-    inside = directory / "digits/seed0-split0" / killed_in
-    while not (inside / "checkpoint").exists() and process.is_alive():
-        time.sleep(0.005)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert not (inside / "results.json").exists()
-    again = start(*command, "--resume")
-    again.join()
-    assert again.exitcode == 0
+def run_command(arguments):
+    torch.set_num_threads(1)
+    raise SystemExit(cli.main(arguments))
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_a_table_ends_as_if_left_alone(table1, tmp_path):
+    """Killed in stage 1, which the others start from, and in a run that starts from it."""
+    runs = tmp_path / "all/digits/seed0-split0"
+    command = ["table1", *DIGITS, "--seeds", "0", "--run-dir", tmp_path / "all"]
+    with starting("r2d2fast.experiments.cli") as start:
+        for name, more in (("stage1", []), ("repeated", ["--resume"])):
+            process = start(run_command, *command, *more)
+            while not (runs / name / "config.json").exists() and process.is_alive():
+                time.sleep(0.005)
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+            assert not (runs / name / "results.json").exists()
+        process = start(run_command, *command, "--resume")
+        process.join()
+    assert process.exitcode == 0
     for name in ("stage1", "d2", "repeated", "repredicted", "lowered", "r2d2"):
-        whole = table1 / "digits/seed0-split0" / name
-        assert without_times(metrics(directory / "digits/seed0-split0" / name)) == without_times(metrics(whole))
-    table, whole = (json.loads((path / "digits/table1.json").read_text()) for path in (directory, table1))
+        assert without_times(metrics(runs / name)) == without_times(metrics(table1 / "digits/seed0-split0" / name))
+    table, whole = (json.loads((path / "digits/table1.json").read_text()) for path in (tmp_path / "all", table1))
     for row, other in zip(table["rows"], whole["rows"], strict=True):
         assert row["test_error"]["runs"] == other["test_error"]["runs"][:1]
 
@@ -203,57 +199,6 @@ def test_a_dry_run_says_what_is_finished_and_what_cannot_be(table1, tmp_path, ca
     assert [("finished" in line) for line in lines if "/r2d2" in line] == [True, False]
     assert cli.main([*command, "--stage2.lrs", "0.1"]) == 2
     assert "--stage2.lrs 0.1: 1 learning rates, 2 repredictions" in capsys.readouterr().err
-
-
-# --- Figure 2
-
-
-def test_figure_2_from_8_by_8_pixels(tmp_path, capsys):
-    command = ["figure2", *DIGITS, "--num-labels", "100", "--run-dir", str(tmp_path)]
-    assert cli.main(command) == 0
-    assert "figure2.png, and its data in" in capsys.readouterr().out.replace("\n", "")
-    data = np.load(tmp_path / "digits/figure2.npz")
-    assert {name: (data[name].shape, str(data[name].dtype)) for name in data} == {
-        "stage1": ((1437, 2), "float32"),
-        "d2": ((1437, 2), "float32"),
-        "classes": ((1437,), "int64"),
-        "labelled": ((1437,), "bool"),
-    }
-    assert data["labelled"].sum() == 100
-    assert (np.bincount(data["classes"][data["labelled"]]) == 10).all()
-    assert not np.allclose(data["stage1"], data["d2"])
-    assert (tmp_path / "digits/figure2.png").read_bytes().startswith(b"\x89PNG")
-    # By definition, all images at once.
-    dataset = load_dataset("digits", tmp_path, torch.device("cpu"), False)
-    everything = torch.arange(1437)
-    (images,) = dataset.train.batches([(everything, everything)], None, 0)
-    for name, variant in (("stage1", "lenet2d-stage1"), ("d2", "lenet2d-d2")):
-        network = tmp_path / "digits/seed0-split0" / variant / "network.safetensors"
-        model = make_model("lenet2d", 10, 1, 8, pretrained=network).eval()
-        torch.testing.assert_close(torch.from_numpy(data[name]), model.features(images).detach(), rtol=1e-4, atol=1e-4)
-    assert cli.main([*command, "--resume"]) == 0
-
-
-def test_the_four_panels_show_labelled_and_all_samples_after_each_part():
-    points = {"stage 1": np.arange(40.0).reshape(20, 2), "D2": -np.arange(40.0).reshape(20, 2)}
-    classes = np.array([0, 1, 2, -1] * 5)
-    labelled = np.arange(20) < 3
-    figure = four_panels(points, classes, labelled, ["cat", "dog", "owl"])
-    panels = figure.axes
-    assert [panel.get_title() for panel in panels] == [
-        "after stage 1: labelled samples",
-        "after stage 1: all samples",
-        "after D2: labelled samples",
-        "after D2: all samples",
-    ]
-    for panel, part, shown in zip(panels, ["stage 1"] * 2 + ["D2"] * 2, [labelled, labelled >= 0] * 2, strict=True):
-        drawn = np.concatenate([collection.get_offsets() for collection in panel.collections])
-        assert sorted(map(tuple, drawn)) == sorted(map(tuple, points[part][shown]))
-        # Each class in a colour and under its name; those that nobody knows in grey, without one.
-        assert [text.get_text() for text in panel.texts] == ["cat", "dog", "owl"]
-        assert len({tuple(collection.get_facecolor()[0]) for collection in panel.collections}) == 3 + (
-            -1 in classes[shown]
-        )
 
 
 # --- command lines that cannot be

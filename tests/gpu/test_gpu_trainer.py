@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.train.small_data import CONFIG, EPOCHS, make_trainer, pseudo_logits, run_all, trainer_after
+from tests.train.small_data import CONFIG, EPOCHS, Calling, make_trainer, pseudo_logits, trainer_after
 
 pytestmark = pytest.mark.gpu
 STAGES = {1: 0, 2: 2, 3: 6}
@@ -18,18 +18,18 @@ STAGES = {1: 0, 2: 2, 3: 6}
 def test_between_two_looks_at_the_loss_the_host_never_waits(device, stage, precision, compile):
     trainer = make_trainer(replace(CONFIG, precision=precision, compile=compile, log_interval=1000), device=device)
     trainer.go_to(STAGES[stage])
-    epoch = trainer.schedule[STAGES[stage]]
-    order = list(trainer.order(epoch))
-    trainer.train(epoch, order, lambda: None)  # loads, compiles, and records graphs
+    epoch, batches = trainer.schedule[STAGES[stage]], trainer.batches()
+    trainer.train(batches)  # loads, compiles, and records graphs
     trainer.go_to(STAGES[stage])
     steps = []
 
-    def pause():
-        steps.append(trainer.step)
+    def forbid_waiting():
+        steps.append(trainer.position.step)
         torch.cuda.set_sync_debug_mode("error")
 
+    trainer.callback = Calling(forbid_waiting)
     try:
-        trainer.train(epoch, order, pause)
+        trainer.train(batches)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert steps == list(range(1, epoch.steps + 1))
@@ -55,9 +55,9 @@ def test_a_run_is_that_of_a_cpu(device):
 @pytest.mark.parametrize("changes", [{"precision": "float16"}, {"bank_storage": "pinned"}, {"compile": True}])
 def test_all_stages_learn(device, changes):
     trainer = make_trainer(replace(CONFIG, **changes), device=device)
-    run_all(trainer)
-    assert len(trainer.rows) == EPOCHS
-    assert trainer.rows[-1]["test_error"] <= trainer_after(EPOCHS).rows[-1]["test_error"] + 10
+    trainer.fit()
+    assert len(trainer.history) == EPOCHS
+    assert trainer.history[-1]["test_error"] <= trainer_after(EPOCHS).history[-1]["test_error"] + 10
 
 
 def test_a_checkpoint_goes_on_on_the_other_device(device):
@@ -74,5 +74,5 @@ def test_a_checkpoint_goes_on_on_the_other_device(device):
                     tensor.copy_(source[name])
             else:
                 tensors.copy_(source)
-        run_all(other)
-        assert len(other.rows) == EPOCHS
+        other.fit()
+        assert len(other.history) == EPOCHS

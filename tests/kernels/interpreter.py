@@ -1,4 +1,4 @@
-"""Mends Triton's interpreter, for tests, before a kernel runs in it; and watches what the kernels read and write there."""
+"""Patches of Triton's interpreter, for tests: bfloat16 as GPUs round it, and a watch on what the kernels read and write."""
 
 import functools
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from triton.runtime.interpreter import GridExecutor, InterpretedFunction, Interp
 
 
 @functools.cache
-def mend() -> None:
+def patch_interpreter() -> None:
     _round_bfloat16_to_nearest()
     _patch_the_language_once_a_launch()
     _stay_inside_the_tensors()

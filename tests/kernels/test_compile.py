@@ -1,6 +1,7 @@
-"""Level G3: the Triton kernels compiled for GPUs that are not here, and what their machine code says.
+"""Evidence level G3: the Triton kernels compiled for GPUs that are not here, and what their machine code says.
 
-By hand, all of the table: ``python -m tests.kernels.offline`` takes any variants.
+``python -m tests.kernels.tritons`` runs this file over other versions of Triton; ``python -m tests.kernels.offline`` compiles any
+variant.
 """
 
 import json
@@ -12,6 +13,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from tests.cases import slow_but
+
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
@@ -21,6 +24,9 @@ MAIN_PATH = [
     ("gfx942", "step", 1000, "fp32", "fp32"),
 ]
 OTHERS = [
+    ("sm_90", "step", 1000, "fp32", "fp32", "mse"),
+    ("sm_80", "step", 1000, "fp16", "fp32", "mse"),
+    ("sm_100", "step", 1000, "bf16", "bf16", "kl", True, True),
     ("sm_90", "step", 10, "fp32", "fp32", "kl"),
     ("sm_90", "step", 100, "fp16", "fp16", "mse", True, True),
     ("sm_90", "step", 8192, "fp32", "fp32", "kl_reverse"),
@@ -36,14 +42,23 @@ OTHERS = [
 ]
 
 
+EVERY_TIME = [("sm_90", "step", 1000, "fp32", "fp32"), ("sm_90", "step", 10, "fp32", "fp32", "kl")]
+
+
+def each(variants: list[tuple]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("variant", slow_but(variants, EVERY_TIME), ids=lambda v: "-".join(map(str, v)))
+
+
 @pytest.fixture(scope="module")
-def reports() -> dict[tuple, dict]:
+def reports(request: pytest.FixtureRequest) -> dict[tuple, dict]:
+    """Of the variants that the selected tests want."""
     from tests.kernels.offline import TOOLS
 
     missing = [tool for tool in ("ptxas", "cuobjdump", "nvdisasm") if shutil.which(tool, path=TOOLS) is None]
     if missing:
         pytest.skip(f"this Triton carries no {', '.join(missing)}")
-    variants = MAIN_PATH + OTHERS
+    here = (item for item in request.session.items if item.path == request.path)
+    variants = list(dict.fromkeys(item.callspec.params["variant"] for item in here))
     result = subprocess.run(
         [sys.executable, "-m", "tests.kernels.offline"],
         input=json.dumps(variants),
@@ -56,7 +71,7 @@ def reports() -> dict[tuple, dict]:
     return dict(zip(variants, json.loads(result.stdout), strict=True))
 
 
-@pytest.mark.parametrize("variant", MAIN_PATH + OTHERS, ids=lambda v: "-".join(map(str, v)))
+@each(MAIN_PATH + OTHERS)
 def test_nothing_is_spilled(reports, variant):
     report = reports[variant]
     assert report["spills"] == 0
@@ -64,7 +79,7 @@ def test_nothing_is_spilled(reports, variant):
     assert report["registers"] * report["warps"] * 32 <= 65536  # one program, at the least, fits on a processor
 
 
-@pytest.mark.parametrize("variant", MAIN_PATH, ids=lambda v: "-".join(map(str, v)))
+@each(MAIN_PATH)
 def test_whole_vectors_are_read_and_written(reports, variant):
     report = reports[variant]
     lanes, elements = 64 if variant[0] == "gfx942" else 32, 4 if variant[3] == "fp32" else 8

@@ -10,6 +10,7 @@ from r2d2fast import FusedD2Loss, d2_step, reference
 from r2d2fast._backends import triton
 from r2d2fast.options import CLASS_LOSSES, StepOptions
 from r2d2fast.testing import make_bank
+from tests.cases import slow_but
 
 if problem := triton.why_not(torch.zeros(1, 2), torch.zeros(1, 2)):
     pytest.skip(problem, allow_module_level=True)
@@ -17,9 +18,9 @@ if problem := triton.why_not(torch.zeros(1, 2), torch.zeros(1, 2)):
 from r2d2fast.kernels.tiles import ONE_READ, PIECE, tile_of
 from triton.runtime.interpreter import InterpreterBuilder
 
-from tests.kernels.interpreter import mend, observed
+from tests.kernels.interpreter import observed, patch_interpreter
 
-mend()
+patch_interpreter()
 
 LONG = ONE_READ + PIECE // 2 + 3
 
@@ -112,7 +113,7 @@ def test_a_scalar_that_is_not_finite_harms_no_row(classes, name, bad):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("classes", [16, 104, LONG, LONG + 5])
+@pytest.mark.parametrize("classes", slow_but([16, 104, LONG, LONG + 5], [16, LONG]))
 def test_random_bits_are_the_definition_s(classes, dtype):
     """Eight elements share one computation where N is a multiple of 8; long rows go on counting from piece to piece."""
     rows = 60 if classes < 1000 else 4
@@ -139,7 +140,7 @@ def test_random_bits_of_subnormals():
 @pytest.mark.parametrize("class_loss", CLASS_LOSSES)
 @pytest.mark.parametrize(("bad", "classes"), [(float("nan"), 10), (float("inf"), 10), (float("inf"), LONG)])
 def test_a_row_of_the_bank_that_is_not_finite_harms_nothing_else(bad, classes, class_loss):
-    """Rule 6, for a bank that was damaged."""
+    """A bad row harms nothing else, also where the bank was damaged."""
     bank, clean = (make_bank(4, classes, labelled_every=0) for _ in range(2))
     bank.pseudo_logits[2, classes - 1] = bad
     damaged, logits = bank.pseudo_logits[2].clone(), torch.randn(4, classes)
@@ -155,7 +156,7 @@ def test_a_row_of_the_bank_that_is_not_finite_harms_nothing_else(bad, classes, c
 
 @pytest.mark.parametrize("classes", [10, 300, LONG])
 def test_programs_may_run_in_any_order(classes, monkeypatch):
-    """Rules 4 and 5: the interpreter runs them in theirs, in which the last occurrence would be the last to write anyway."""
+    """The interpreter runs programs in their order, in which the last occurrence would be the last to write anyway."""
     index = torch.tensor([1, 2, 1, 4, 5, 1, 7, 2, 8, 1, 10])
     logits = torch.randn(len(index), classes)
     results = []
@@ -177,7 +178,7 @@ def test_programs_may_run_in_any_order(classes, monkeypatch):
 @pytest.mark.parametrize("where", ["logits", "bank"])
 @pytest.mark.parametrize("rise", [1e33, -1e33, 60.0])
 def test_a_long_row_may_climb_from_piece_to_piece(where, rise, class_loss):
-    """Rule 10: each piece is so far above the one before that, but for the smallest rise, all before it underflows."""
+    """Numerics: each piece is so far above the one before that, but for the smallest rise, all before it underflows."""
     classes = (4 if rise == 60.0 else 16) * PIECE + 5
     bank, exact_bank = (make_bank(1, classes, labelled_every=0, scale=0.1) for _ in range(2))
     logits = torch.randn(1, classes)
@@ -216,8 +217,8 @@ def test_occurrences_may_be_far_apart(classes):
 @pytest.mark.parametrize("class_loss", CLASS_LOSSES)
 @pytest.mark.parametrize("classes", [2, 30, 1000, LONG])
 def test_one_pass(classes, class_loss):
-    """Rule 1: each logit and bank element is read once (in rows beyond ONE_READ twice, for mse three times) and each gradient
-    and bank element written once; rule 3: labelled samples have none in the bank."""
+    """One pass: each logit and bank element is read once (in rows beyond ONE_READ twice, for mse three times) and each gradient
+    and bank element written once; labelled samples own no row, and none is touched."""
     bank = make_bank(9, classes)
     index, logits = torch.tensor([4, 1, 0, 2, 7, 3]), torch.randn(6, classes)
     moved = torch.zeros(6, 1, dtype=torch.int64)
@@ -234,7 +235,7 @@ def test_one_pass(classes, class_loss):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_backward_reads_and_writes_only_what_it_must(dtype):
-    """Rule 8."""
+    """The update never depends on the upstream gradient, and a factor of 1 costs no pass."""
     for factor, keep in ((1.0, False), (0.5, False), (1.0, True), (0.5, True)):
         grad = torch.randn(3, 700).to(dtype)
         before = grad.clone()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from made_runs import make_run
 
+from r2d2fast import machine
 from r2d2fast.report.cli import main
 from r2d2fast.train import cli as train
 from tests.limits import file_size_limit
@@ -41,6 +42,10 @@ def test_real_runs(trained, tmp_path, capsys):
     assert 100 * int(told[1]) / int(told[2]) == pytest.approx(learned)
     assert page.count("data:image/png") > 1
     assert "Theorem 1" in page
+    assert f"commit {machine.versions()['commit']}" in page
+    assert (
+        f"{machine.describe_run(torch.device('cpu'), 1)['cpu']}, {machine.describe()['python'].split(', ')[1]}" in page
+    )
 
 
 def test_damaged_runs_are_named_left_out_and_tell_in_the_exit_status(tmp_path, capsys):

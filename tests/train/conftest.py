@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_run import TINY, train_with_a_checkpoint_each_epoch
 
-from r2d2fast.train import cli
+from r2d2fast.train import checkpoint, cli
 from tests.processes import starting
 
 
@@ -26,10 +26,11 @@ def train_here():
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, start_run):
-    """The directory of a tiny run that nothing has interrupted."""
+def finished(tmp_path_factory):
+    """The directory of a tiny run that nothing has interrupted, with a checkpoint of each epoch."""
     directory = tmp_path_factory.mktemp("finished") / "run"
-    process = start_run("--run-dir", directory)
-    process.join()
-    assert process.exitcode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        patch.setattr(checkpoint, "CHECKPOINT_SHARE", 0)
+        assert cli.main([*TINY, "--threads=1", f"--run-dir={directory}"]) == 0
     return directory

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from r2d2fast.data import Dataset, ResidentImages, split_labels
+from r2d2fast.data import Dataset, ResidentImages, consecutive_batches, split_labels
+from r2d2fast.train.callback import Callback
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
 from r2d2fast.train.trainer import Trainer
@@ -57,13 +58,18 @@ def labels_of_split():
     return split_labels(torch.arange(120) % 4, 4, CONFIG.num_labels, 0)
 
 
-def make_trainer(config=CONFIG, data=None, device=CPU):
-    return Trainer(config, data or dataset(device=device), labels_of_split(), Ranks(device=device))
+def make_trainer(config=CONFIG, data=None, device=CPU, ranks=None):
+    return Trainer(config, data or dataset(device=device), labels_of_split(), ranks or Ranks(device=device))
 
 
-def run_all(trainer):
-    while len(trainer.rows) < len(trainer.schedule):
-        trainer.run_epoch()
+class Calling(Callback):
+    """Calls a function between steps."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def between_steps(self, trainer):
+        self.function()
 
 
 def trainer_after(epochs, config=CONFIG):
@@ -75,18 +81,17 @@ def trainer_after(epochs, config=CONFIG):
 
 def all_images(images):
     """As evaluation sees them: float32 [M, C, H, W]."""
-    everything = torch.arange(len(images))
-    (batch,) = images.batches([(everything, everything)], None, 0)
-    return batch
+    (everything,) = images.batches(consecutive_batches(torch.arange(len(images)), len(images)), None, 0)
+    return everything
 
 
 def pseudo_logits(trainer):
     """Of the unlabelled samples, in the order of their numbers."""
-    return trainer.bank.logits(trainer._local[trainer.unlabelled])
+    return trainer.bank.logits(trainer.ownership.local[trainer.unlabelled])
 
 
-def rows_without_times(trainer):
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in trainer.rows]
+def history_without_times(trainer):
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in trainer.history]
 
 
 def assert_same_run(one, other):
@@ -95,4 +100,4 @@ def assert_same_run(one, other):
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
     assert torch.equal(pseudo_logits(one), pseudo_logits(other))
     assert int(one.bank.updates) == int(other.bank.updates)
-    assert rows_without_times(one) == rows_without_times(other)
+    assert history_without_times(one) == history_without_times(other)

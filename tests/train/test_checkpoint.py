@@ -54,9 +54,11 @@ def assert_goes_back(directory, *parts):
 @pytest.fixture
 def directory(tmp_path):
     """Holds checkpoints 1 and 2."""
-    save(tmp_path, 1)
-    save(tmp_path, 2)
-    return tmp_path
+    directory = tmp_path / "run"
+    directory.mkdir()
+    save(directory, 1)
+    save(directory, 2)
+    return directory
 
 
 def test_no_checkpoint_yet(tmp_path):
@@ -79,36 +81,40 @@ def test_the_newest_is_found_and_the_one_before_is_kept(directory):
 # --- damage
 
 
-@pytest.mark.parametrize("kept", [0, 1, 0.5, -1])
-@pytest.mark.parametrize("name", FILES)
-def test_a_truncated_file_is_detected_and_the_checkpoint_before_used(directory, name, kept):
-    path = directory / CURRENT / name
-    content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else kept])
-    assert_goes_back(directory, "is damaged: ", name)
+def cut(kept):
+    return lambda content: content[: kept if isinstance(kept, int) else int(kept * len(content))]
 
 
-@pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999])
-@pytest.mark.parametrize("name", FILES)
-def test_one_flipped_bit_is_detected(directory, name, place):
-    path = directory / CURRENT / name
-    content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1
-    path.write_bytes(content)
-    assert_goes_back(directory)
+def flipped(place):
+    def flip(content):
+        damaged = bytearray(content)
+        damaged[int(place * len(content))] ^= 1
+        return bytes(damaged)
+
+    return flip
+
+
+DAMAGES = [*map(cut, (0, 1, 0.5, -1)), *map(flipped, (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999)), None]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_detected(directory, name):
-    (directory / CURRENT / name).unlink()
-    what = f"cannot be read: No such file or directory ({directory / CURRENT / name})" if name == MANIFEST else "lacks"
-    assert_goes_back(directory, what, name)
+def test_a_truncated_changed_or_missing_file_is_detected_and_the_checkpoint_before_used(directory, name, tmp_path):
+    for number, damage in enumerate(DAMAGES):
+        copy = shutil.copytree(directory, tmp_path / f"copy{number}" / "run")
+        path = copy / CURRENT / name
+        if damage is not None:
+            path.write_bytes(damage(path.read_bytes()))
+            assert_goes_back(copy)
+            continue
+        path.unlink()
+        what = f"cannot be read: No such file or directory ({path})" if name == MANIFEST else "lacks"
+        assert_goes_back(copy, what, name)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'"text"', b"1", b"\xff\xfe", b"{"])
 def test_a_manifest_that_is_none_is_detected(directory, content):
     (directory / CURRENT / MANIFEST).write_bytes(content)
-    assert_goes_back(directory, MANIFEST)
+    assert_goes_back(directory, "is damaged: ", MANIFEST)
 
 
 def test_a_file_that_the_disk_does_not_give_back_is_named(directory):
@@ -284,7 +290,7 @@ def test_killed_before_any_file_operation_of_a_save_a_good_checkpoint_is_left(di
             break
         path, messages = find_checkpoint(copy)
         assert messages == []
-        found.append(read_values(path)["step"])
+        found.append(read_values(path)["position"][1])
         assert_finds(copy, found[-1])
         # The next process goes on from there.
         keep_good(path)

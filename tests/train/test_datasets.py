@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from r2d2fast.data.pack import pack
+from r2d2fast.data.photographs.packing import pack
 from r2d2fast.train import cli
 from tests.data import stand_ins
-from tests.data.photographs import write_tree
+from tests.data.small_photographs import write_tree
 
 # Everything but the lengths is the recipe's own.
 SHORT = [

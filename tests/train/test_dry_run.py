@@ -154,7 +154,7 @@ def test_activations_in_groups_of_batch_norm_and_in_16_bits():
 def test_parameters_and_their_copies_under_autocast_are_no_activations(precision, monkeypatch):
     """The images, 64 numbers, and 1000 hidden ones, beside two layers of 64 000 and 4000 weights."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 1000), nn.ReLU(), nn.Linear(1000, 4))
-    monkeypatch.setattr("r2d2fast.train.parts.make_model", lambda *_, **options: network)
+    monkeypatch.setattr("r2d2fast.train.build.make_model", lambda *_, **options: network)
     kept = dry_run._activation_bytes(make_trainer(replace(CONFIG, precision=precision)))
     size = 4 if precision == "float32" else 2
     assert kept == size * (64 + 1000)
@@ -186,13 +186,13 @@ def test_a_plan_is_of_the_stages_that_run_with_times_that_were_measured(stages):
 
 def test_a_step_is_the_median_of_a_few_after_a_slow_first(monkeypatch):
     trainer = make_trainer()
-    step, naps = trainer._train_step, iter([0.5, 0.04, 0.04, 0.3])
+    step, naps = trainer.step, iter([0.5, 0.04, 0.04, 0.3])
 
     def slow(*arguments):
         time.sleep(next(naps))
         step(*arguments)
 
-    monkeypatch.setattr(trainer, "_train_step", slow)
+    monkeypatch.setattr(trainer, "step", slow)
     assert 0.04 < dry_run._seconds_per_step(trainer, trainer.schedule[2]) < 0.25
     assert next(naps, None) is None
 

@@ -13,10 +13,9 @@ from tests.train.small_data import (
     CONFIG,
     EPOCHS,
     assert_same_run,
+    history_without_times,
     make_trainer,
     pseudo_logits,
-    rows_without_times,
-    run_all,
     trainer_after,
 )
 
@@ -73,9 +72,9 @@ def test_a_whole_run_in_16_bits_learns_much_the_same_in_parameters_of_32(precisi
     half, single = trainer_after(EPOCHS, replace(CONFIG, precision=precision)), trainer_after(EPOCHS)
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
     assert half.bank.dtype == torch.float32
-    for row, expected in zip(half.rows, single.rows, strict=True):
+    for row, expected in zip(half.history, single.history, strict=True):
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=0.25)
-    assert rows_without_times(half) != rows_without_times(single)
+    assert history_without_times(half) != history_without_times(single)
     assert_same_run(half, trainer_after(EPOCHS, replace(CONFIG, precision=precision)))
 
 
@@ -86,7 +85,9 @@ def test_the_network_gives_16_bits_and_evaluation_32(precision):
     trainer.network.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
     trainer.run_epoch()
     assert set(seen) == {getattr(torch, precision)}
-    assert {one.dtype for one in trainer.evaluate(trainer.data.test, torch.arange(40))} == {torch.float32}
+    assert {logits.dtype for _, logits in trainer.evaluator.logits(trainer.data.test, torch.arange(40))} == {
+        torch.float32
+    }
 
 
 def test_the_bank_after_an_epoch_is_the_same_for_any_scale():
@@ -119,7 +120,7 @@ def test_the_loss_is_reported_without_the_scale():
         trainer.go_to(6)
         trainer.config = replace(CONFIG, stage3=replace(CONFIG.stage3, lr=0.0))
         trainer.run_epoch()
-    assert trainers[0].rows[-1]["train_loss"] == pytest.approx(trainers[1].rows[-1]["train_loss"], rel=1e-2)
+    assert trainers[0].history[-1]["train_loss"] == pytest.approx(trainers[1].history[-1]["train_loss"], rel=1e-2)
 
 
 def test_an_overflowing_scale_skips_steps_of_the_optimizer_but_not_of_the_bank():
@@ -139,7 +140,7 @@ def test_an_overflowing_scale_skips_steps_of_the_optimizer_but_not_of_the_bank()
 def test_a_scale_that_overflows_at_first_comes_down_and_the_network_learns():
     trainer = at_stage_2("float16", 2.0**26)
     before = weights(trainer)
-    run_all(trainer)
+    trainer.fit()
     assert 1 < trainer.precision.scaler.get_scale() < 2.0**26
     assert not torch.equal(weights(trainer), before)
     assert weights(trainer).isfinite().all()
@@ -151,9 +152,8 @@ def test_momentum_begins_with_the_first_step_that_is_not_skipped():
     trainer.run_epoch()
     assert torch.equal(momentum(trainer), torch.zeros_like(momentum(trainer)))
     trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    order = list(trainer.order(trainer.schedule[3]))
     before = weights(trainer)
-    trainer.train(trainer.schedule[3], order[:1], lambda: None)
+    trainer.train(trainer.batches()[:1])
     # A first step is lr · (1 + momentum) · gradient with Nesterov, momentum the gradient and its decay.
     torch.testing.assert_close(before - weights(trainer), 0.1 * 1.9 * momentum(trainer), rtol=1e-3, atol=1e-6)
     assert momentum(trainer).any()

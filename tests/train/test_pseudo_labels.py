@@ -1,12 +1,13 @@
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from same_run import state
-from small_data import CONFIG, run_all, trainer_after
+from small_data import CONFIG, trainer_after
 
-from r2d2fast.data import Batches
+from r2d2fast.data import BatchSampler
 from r2d2fast.train.errors import TrainingError
 from r2d2fast.train.pseudo_labels import Moment, find_pseudo_labels, read_pseudo_labels, save_pseudo_labels
 
@@ -36,7 +37,7 @@ def assert_is_the_bank(recorded, directory, prediction):
     assert (confidence[classes < 0] == 1).all()
     probs = state(directory)[1]["bank"].softmax(1)
     known, unknown = (torch.from_numpy(mask.nonzero()[0]) for mask in (classes < 0, classes >= 0))
-    (order,) = Batches(known, unknown, 0, 0, 1).partition(prediction)
+    (order,) = BatchSampler(known, unknown, 0, 0, 1).partition(prediction)
     assert classes[order].tolist() == probs.argmax(1).tolist()
     np.testing.assert_allclose(confidence[order], probs.amax(1), atol=5e-4)
 
@@ -63,19 +64,24 @@ def test_a_prediction_is_recorded_before_a_step_moves_it(finished):
     assert len(classes) == len(confidence)
     trainer = trainer_after(2)
     seen = []
-    trainer.run_epoch(predicted=lambda: seen.append((trainer.step, trainer.bank.pseudo_logits.clone())))
+    trainer.callback = SimpleNamespace(
+        predicted=lambda trainer: seen.append((trainer.position.step, trainer.bank.pseudo_logits.clone())),
+        between_steps=lambda trainer: None,
+        epoch_ended=lambda trainer, epoch, metrics: None,
+    )
+    trainer.run_epoch()
     ((step, rows),) = seen
     assert step == 0
     assert not torch.equal(rows, trainer.bank.pseudo_logits)
 
 
 def test_confidence_of_every_sample_in_pieces(monkeypatch):
-    monkeypatch.setattr("r2d2fast.train.trainer.EVALUATION_BATCH", 50)
+    monkeypatch.setattr("r2d2fast.train.ownership._ROWS", 50)
     trainer = trainer_after(0)
-    run_all(trainer)
+    trainer.fit()
     expected = torch.ones(120)
-    expected[trainer.unlabelled] = trainer.bank.probs(trainer._local[trainer.unlabelled]).amax(1)
-    assert torch.equal(trainer.pseudo_confidence(), expected)
+    expected[trainer.unlabelled] = trainer.bank.probs(trainer.ownership.local[trainer.unlabelled]).amax(1)
+    assert torch.equal(trainer.ownership.confidence(trainer.bank), expected)
 
 
 def test_without_stage_2_there_is_nothing_to_record(tmp_path, train_here):

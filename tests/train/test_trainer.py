@@ -10,23 +10,24 @@ from torch import nn
 from torch.nn import functional as F
 
 from r2d2fast import reference
-from r2d2fast.data import Batches
+from r2d2fast.data import BatchSampler
 from r2d2fast.models.batch_norm import GroupedBatchNorm2d
 from r2d2fast.train import trainer as trainer_module
+from r2d2fast.train.build import make_optimizer
 from r2d2fast.train.errors import ConfigError, DivergenceError
-from r2d2fast.train.parts import make_optimizer
+from r2d2fast.train.ownership import Ownership
 from r2d2fast.train.ranks import Ranks
 from tests.train.small_data import (
     CONFIG,
     EPOCHS,
     STEPS,
+    Calling,
     all_images,
     assert_same_run,
     dataset,
+    history_without_times,
     make_trainer,
     pseudo_logits,
-    rows_without_times,
-    run_all,
     trainer_after,
 )
 
@@ -71,14 +72,14 @@ def recorded(monkeypatch, record):
 def test_every_step_takes_its_learning_rate_from_the_schedule(monkeypatch):
     trainer = make_trainer()
     lrs = recorded(monkeypatch, lambda: trainer.optimizer.param_groups[0]["lr"])
-    run_all(trainer)
+    trainer.fit()
     assert len(lrs) == STEPS
     assert lrs[:4] == pytest.approx([0.05, 0.05 * 0.8535533905932737, 0.025, 0.05 * 0.1464466094067262])
     assert lrs[4:20] == [0.1] * 8 + [0.02] * 8
     assert lrs[20:] == pytest.approx(
         [0.01, 0.01 * 0.9330127018922193, 0.0075, 0.005, 0.0025, 0.01 * 0.0669872981077807]
     )
-    assert [row["lr"] for row in trainer.rows] == pytest.approx([0.05, 0.025, 0.1, 0.1, 0.02, 0.02, 0.01, 0.005])
+    assert [row["lr"] for row in trainer.history] == pytest.approx([0.05, 0.025, 0.1, 0.1, 0.02, 0.02, 0.01, 0.005])
 
 
 def test_momentum_is_kept_through_stage_2_and_starts_anew_with_each_stage(monkeypatch):
@@ -88,14 +89,14 @@ def test_momentum_is_kept_through_stage_2_and_starts_anew_with_each_stage(monkey
         return any(state["momentum_buffer"].count_nonzero() for state in trainer.optimizer.state.values())
 
     steps_with_momentum = recorded(monkeypatch, moving)
-    run_all(trainer)
+    trainer.fit()
     assert [n for n, has_momentum in enumerate(steps_with_momentum) if not has_momentum] == [0, 4, 20]
 
 
 def test_every_step_is_made_in_training_mode_also_after_predictions_and_evaluations(monkeypatch):
     trainer = make_trainer()
     training = recorded(monkeypatch, lambda: (trainer.model.training, trainer.d2_loss.training))
-    run_all(trainer)
+    trainer.fit()
     assert training == [(True, True)] * STEPS
 
 
@@ -119,16 +120,17 @@ def logits_and_losses(trainer):
 
     def after_step():
         if trainer.model.training:  # and not while it evaluates
-            steps[-1] += [trainer._losses[trainer.step - 1].item(), trainer.model[-1].bias.grad.clone()]
+            steps[-1] += [trainer.losses[trainer.position.step - 1].item(), trainer.model[-1].bias.grad.clone()]
 
-    return steps, after_step
+    trainer.callback = Calling(after_step)
+    return steps
 
 
 def test_a_loss_of_stage_1_and_its_gradient_are_the_plain_mean_also_of_an_uneven_last_batch():
     trainer = make_trainer(replace(CONFIG, stage1=replace(CONFIG.stage1, batch=3)))
-    order = list(trainer.order(trainer.schedule[0]))
-    steps, after_step = logits_and_losses(trainer)
-    row = trainer.run_epoch(after_step)
+    order = trainer.batches()
+    steps = logits_and_losses(trainer)
+    row = trainer.run_epoch()
     steps = [step for step in steps if len(step) == 3]
     assert [len(step[0]) for step in steps] == [3, 3, 2]
     for (logits, loss, gradient), (index, _, _) in zip(steps, order, strict=True):
@@ -142,12 +144,11 @@ def test_a_loss_of_stage_1_and_its_gradient_are_the_plain_mean_also_of_an_uneven
 def test_a_step_of_stage_2_is_the_definitions_with_the_whole_batch_as_normaliser():
     trainer = trainer_after(2)
     trainer.predict()
-    epoch = trainer.schedule[2]
-    order = list(trainer.order(epoch))
+    order = trainer.batches()
     labels = trainer.labels.clone()
-    before = trainer.bank.logits(trainer._local)
-    steps, after_step = logits_and_losses(trainer)
-    trainer.train(epoch, order[:1], after_step)
+    before = trainer.bank.logits(trainer.ownership.local)
+    steps = logits_and_losses(trainer)
+    trainer.train(order[:1])
     ((logits, loss, gradient),) = steps
     (index, _, total), *_ = order
     assert total == len(index) == 29
@@ -160,7 +161,7 @@ def test_a_step_of_stage_2_is_the_definitions_with_the_whole_batch_as_normaliser
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(gradient, leaf.grad.sum(0).float(), rtol=1e-4, atol=1e-7)
     # ỹ −= (label_lr · alpha / D_u)(p̃ − p̂), and only of the 24.
-    after, own = trainer.bank.logits(trainer._local), index[:24]
+    after, own = trainer.bank.logits(trainer.ownership.local), index[:24]
     step = 1000 * 0.1 / 29 * (before[own].softmax(1) - logits.detach()[:24].softmax(1))
     torch.testing.assert_close(after[own], before[own] - step, rtol=1e-5, atol=1e-5)
     others = torch.ones(120, dtype=torch.bool)
@@ -174,7 +175,7 @@ def test_a_step_of_stage_2_is_the_definitions_with_the_whole_batch_as_normaliser
 def test_cutout_is_on_in_stages_1_and_3_and_off_in_stage_2_and_evaluations_see_images_as_they_are():
     config = replace(CONFIG, cutout=3, translate=2, flip=True, border="reflect")
     trainer = recording_trainer(config)
-    run_all(trainer)
+    trainer.fit()
     training = [one for _, one in trainer.data.train.calls if one is not None]
     assert [one.cutout for one in training] == [3, 3, 0, 0, 0, 0, 3, 3]
     assert {(one.translate, one.flip, one.border) for one in training} == {(2, True, "reflect")}
@@ -182,13 +183,13 @@ def test_cutout_is_on_in_stages_1_and_3_and_off_in_stage_2_and_evaluations_see_i
     assert [one for _, one in trainer.data.test.calls] == [None] * EPOCHS
 
 
-def test_no_two_images_of_a_run_are_augmented_by_one_draw():
+def test_no_two_images_of_a_run_are_augmented_by_the_same_random_numbers():
     trainer = recording_trainer()
-    run_all(trainer)
+    trainer.fit()
     orders = [order for order, augmentation in trainer.data.train.calls if augmentation is not None]
-    draws = torch.cat([draws for order in orders for _, draws in order])
-    assert len(draws) == 2 * 8 + 4 * 4 * 29 + 2 * 120
-    assert len(draws.unique()) == len(draws)
+    keys = torch.cat([batch.keys for order in orders for batch in order])
+    assert len(keys) == 2 * 8 + 4 * 4 * 29 + 2 * 120
+    assert len(keys.unique()) == len(keys)
 
 
 def test_stage_1_sees_only_labelled_samples_and_their_true_labels():
@@ -202,20 +203,20 @@ def test_stage_1_sees_only_labelled_samples_and_their_true_labels():
     for _ in range(2):
         trainer.run_epoch()
         blind.run_epoch()
-    assert rows_without_times(trainer) == rows_without_times(blind)
+    assert history_without_times(trainer) == history_without_times(blind)
     # The network would have noticed: in stage 2 it does.
     assert trainer.run_epoch()["train_loss"] != blind.run_epoch()["train_loss"]
 
 
 def test_stage_1_does_not_read_the_bank(monkeypatch):
     trainer = make_trainer()
-    monkeypatch.setattr(trainer.bank, "hard_labels", lambda: pytest.fail("a bank larger than memory was read"))
+    monkeypatch.setattr(trainer.ownership, "hard_labels", lambda: pytest.fail("a bank larger than memory was read"))
     trainer.run_epoch()
 
 
 def test_stage_3_trains_on_the_hard_labels_of_all_samples(monkeypatch):
     trainer = trainer_after(6)
-    orders = list(trainer.order(trainer.schedule[6]))
+    orders = trainer.batches()
     batches, cross_entropy = [], F.cross_entropy
 
     def watched(logits, targets, **options):
@@ -229,7 +230,7 @@ def test_stage_3_trains_on_the_hard_labels_of_all_samples(monkeypatch):
     assert [len(batch) for batch in batches] == [40, 40, 40]
     assert sorted(torch.cat([index for index, _, _ in orders]).tolist()) == list(range(120))
     assert all(torch.equal(batch, hard[index]) for batch, (index, _, _) in zip(batches, orders, strict=True))
-    assert torch.equal(trainer.hard_labels(), hard)
+    assert torch.equal(trainer.ownership.hard_labels(trainer.bank), hard)
 
 
 # --- the bank -------------------------------------------------------------------------------------------------------
@@ -239,16 +240,16 @@ def test_stage_3_trains_on_the_hard_labels_of_all_samples(monkeypatch):
 @pytest.mark.parametrize("epochs", [2, 4, 6])
 def test_predictions_are_made_in_eval_mode_without_augmentation(epochs, monkeypatch):
     trainer = trainer_after(epochs)
-    order = trainer.batches.partition(epochs)[0]
+    order = trainer.sampler.partition(epochs)[0]
     trainer.model.eval()
     with torch.no_grad():
         expected = trainer.model(all_images(trainer.data.train)[order])
-    old = trainer.bank.logits(trainer._local[order])
+    old = trainer.bank.logits(trainer.ownership.local[order])
     assert not torch.allclose(old, expected, atol=1e-3)
     seen, train = [], trainer.train
 
     def watched(*arguments):
-        seen.append(trainer.bank.logits(trainer._local[order]))
+        seen.append(trainer.bank.logits(trainer.ownership.local[order]))
         train(*arguments)
 
     monkeypatch.setattr(trainer, "train", watched)
@@ -270,7 +271,7 @@ def test_the_bank_is_learned_in_stage_2_and_only_read_in_the_others():
 def test_pseudo_labels_as_hard_labels_are_not_predicted_anew():
     trainer = trainer_after(6, replace(CONFIG, stage3=replace(CONFIG.stage3, hard_labels="pseudo")))
     learned = pseudo_logits(trainer).clone()
-    run_all(trainer)
+    trainer.fit()
     assert torch.equal(pseudo_logits(trainer), learned)
 
 
@@ -279,7 +280,7 @@ def test_the_settings_of_the_loss_are_those_of_the_configuration():
     trainer = make_trainer(config)
     loss = trainer.d2_loss
     assert (loss.alpha, loss.beta, loss.label_lr, loss.class_loss) == (0.2, 0.05, 30.0, "mse")
-    labelled = trainer.bank.logits(trainer._local[trainer.labelled])
+    labelled = trainer.bank.logits(trainer.ownership.local[trainer.labelled])
     assert torch.equal(labelled, 7.0 * F.one_hot(trainer.labels[trainer.labelled], 4))
 
 
@@ -310,11 +311,13 @@ def test_what_a_file_held_before_makes_no_difference(tmp_path):
 def test_a_partition_that_is_not_the_first_is_taken_over_where_a_measurement_begins():
     """On two ranks another half of the samples has rows from each prediction on."""
     trainer = make_trainer()
-    trainer.batches = Batches(trainer.labelled, trainer.unlabelled, 0, 0, 2)
+    sampler = BatchSampler(trainer.labelled, trainer.unlabelled, 0, 0, 2)
+    trainer.ownership = Ownership(trainer.labels, sampler, Ranks())
     trainer.go_to(4)
-    own = trainer.batches.partition(4)[0]
-    assert torch.equal(trainer._local[own], torch.arange(56))
-    assert (trainer._local >= 0).sum() == 56 + 8
+    own = sampler.partition(4)[0]
+    assert torch.equal(trainer.ownership.samples, own)
+    assert torch.equal(trainer.ownership.local[own], torch.arange(56))
+    assert (trainer.ownership.local >= 0).sum() == 56 + 8
 
 
 # --- backbones and their batch norm ---------------------------------------------------------------------------------
@@ -324,7 +327,7 @@ def test_batch_norm_in_groups_trains_another_network():
     grouped, plain = trainer_after(3, replace(CONFIG, bn_groups=2)), trainer_after(3)
     norms = [module for module in grouped.model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert {(type(norm), norm.groups) for norm in norms} == {(GroupedBatchNorm2d, 2)}
-    assert rows_without_times(grouped) != rows_without_times(plain)
+    assert history_without_times(grouped) != history_without_times(plain)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +335,8 @@ def test_batch_norm_in_groups_trains_another_network():
     [
         ({"backbone": "smal"}, "--backbone smal: unknown backbone 'smal'; the nearest is 'small'"),
         ({"backbone": "convlarge"}, "--backbone convlarge: backbone 'convlarge' does not take images of 8×8 pixels"),
+        ({"weight_norm": True}, "--backbone small: backbone 'small' has no switch weight_norm; only convlarge has it"),
+        ({"input_noise": True}, "--backbone small: backbone 'small' has no switch input_noise; only convlarge has it"),
         ({"bank_storage": "pinned"}, "--bank-storage pinned: storage 'pinned' is for the kernels of a GPU"),
         ({"bank_storage": "."}, "--bank-storage '.' is a folder; accepted: device, pinned on a GPU, a file in it"),
         ({"bank_storage": "/no/such/place"}, "--bank-storage /no/such/place: cannot make the bank file"),
@@ -360,14 +365,15 @@ def test_a_loss_that_is_not_finite_names_stage_epoch_and_step(interval):
     trainer = trainer_after(3, replace(CONFIG, log_interval=interval))
 
     def spoil():
-        if trainer.step == 2:
+        if trainer.position == (3, 2):
             trainer.model[-1].bias.data[0] = math.nan
 
+    trainer.callback = Calling(spoil)
     message = "loss is nan in stage 2, epoch 1, step 2; the network has diverged: lower"
     with pytest.raises(DivergenceError, match=message):
-        trainer.run_epoch(spoil)
-    assert len(trainer.rows) == 3
-    assert trainer.step == (3 if interval == 1 else 4)
+        trainer.run_epoch()
+    assert len(trainer.history) == 3
+    assert trainer.position == (3, 3 if interval == 1 else 4)
 
 
 def test_predicted_logits_that_are_not_finite_leave_the_bank_alone():
@@ -384,13 +390,13 @@ def test_all_ranks_stop_where_one_predicts_what_is_not_finite():
     class BesideOne(Ranks):
         """A rank whose own predictions are finite, beside one whose are not."""
 
-        def largest(self, number):
-            assert not number
-            return 1
+        def any(self, flag):
+            assert not flag
+            return True
 
-    trainer = trainer_after(4)
-    trainer.ranks = BesideOne()
-    with pytest.raises(DivergenceError, match="predicted logits are not finite after 4 epochs"):
+    trainer = make_trainer(ranks=BesideOne())
+    trainer.go_to(2)
+    with pytest.raises(DivergenceError, match="predicted logits are not finite after 2 epochs"):
         trainer.predict()
 
 
@@ -400,5 +406,5 @@ def test_stage_1_by_itself_has_no_pseudo_labels(tmp_path):
     for trainer in (alone, whole):
         for _ in range(2):
             trainer.run_epoch()
-    assert rows_without_times(alone) == rows_without_times(whole)
+    assert history_without_times(alone) == history_without_times(whole)
     assert not (tmp_path / "bank").exists()  # where stage 2 would find a file of another size

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r2d2fast.train import trainer as trainer_module
+from r2d2fast.train import evaluation
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.trainer import Trainer
 from tests.train.small_data import (
@@ -27,12 +27,12 @@ def test_errors_are_percentages_of_wrong_test_images_and_of_wrong_pseudo_labels(
     trainer.model.eval()
     with torch.no_grad():
         wrong = trainer.model(all_images(trainer.data.test)).argmax(1) != trainer.data.test_labels
-    assert trainer.rows[-1]["test_error"] == pytest.approx(100 * wrong.double().mean().item())
+    assert trainer.history[-1]["test_error"] == pytest.approx(100 * wrong.double().mean().item())
     wrong = pseudo_logits(trainer).argmax(1) != trainer.data.train_labels[trainer.unlabelled]
-    assert trainer.rows[-1]["pseudo_label_error"] == pytest.approx(100 * wrong.double().mean().item())
-    assert 0 < trainer.rows[0]["test_error"] <= 100
-    assert [row["pseudo_label_error"] is None for row in trainer.rows] == [True, True, False, False, False]
-    assert not any("test_error_top5" in row for row in trainer.rows)
+    assert trainer.history[-1]["pseudo_label_error"] == pytest.approx(100 * wrong.double().mean().item())
+    assert 0 < trainer.history[0]["test_error"] <= 100
+    assert [row["pseudo_label_error"] is None for row in trainer.history] == [True, True, False, False, False]
+    assert not any("test_error_top5" in row for row in trainer.history)
 
 
 def test_true_labels_that_nobody_knows_are_left_out_of_the_pseudo_labels_error():
@@ -62,7 +62,7 @@ def test_from_200_classes_on_there_is_a_top_5_error(classes):
     # In the first three test images the true class comes first, fifth, sixth.
     labels = logits.argsort(1, descending=True)[torch.arange(40), torch.tensor([0, 4, 5] + [classes - 1] * 37)]
     trainer.data = replace(data, test_labels=labels)
-    errors = trainer.test_errors()
+    errors = trainer.evaluator.test_errors(trainer.data)
     assert errors == {"test_error": 97.5} | ({"test_error_top5": 95.0} if classes == 200 else {})
 
 
@@ -70,23 +70,25 @@ def test_a_rank_without_test_images_has_nothing_to_say(monkeypatch):
     trainer = make_trainer()
     monkeypatch.setattr(Ranks, "part", lambda self, size: slice(0, 0))
     monkeypatch.setattr(trainer.model, "forward", None)  # not every network takes an empty batch
-    assert trainer.test_errors() == {"test_error": 100.0}  # of the other ranks' sums, which are 0 here
+    assert trainer.evaluator.test_errors(trainer.data) == {
+        "test_error": 100.0
+    }  # of the other ranks' sums, which are 0 here
 
 
 def test_errors_are_those_of_all_images_in_as_many_batches_as_it_takes(monkeypatch):
     trainer = trainer_after(2)
-    whole = trainer.test_errors()
+    whole = trainer.evaluator.test_errors(trainer.data)
     for size in (7, 40, 1):
-        monkeypatch.setattr(trainer_module, "EVALUATION_BATCH", size)
-        assert trainer.test_errors() == whole
+        monkeypatch.setattr(evaluation, "EVALUATION_BATCH", size)
+        assert trainer.evaluator.test_errors(trainer.data) == whole
 
 
 def test_statistics_are_those_of_their_own_epoch():
     trainer = trainer_after(6)
-    rows = [row for row in trainer.rows if row["stage"] == 2]
+    rows = [row for row in trainer.history if row["stage"] == 2]
     # 112 unlabelled samples, four whole batches of 24: each epoch counts its own.
     assert [row["rows"] for row in rows] == [96] * 4
-    assert "rows" not in trainer.rows[0]
+    assert "rows" not in trainer.history[0]
 
 
 def test_statistics_are_of_the_unlabelled_samples_of_the_epoch():
@@ -94,9 +96,9 @@ def test_statistics_are_of_the_unlabelled_samples_of_the_epoch():
     config = replace(CONFIG, label_lr=0.0, stage2=replace(CONFIG.stage2, unlabelled_batch=28))
     trainer = trainer_after(3, config)
     confidence = pseudo_logits(trainer).softmax(1).max(1).values.mean().item()
-    assert trainer.rows[-1]["rows"] == 112
-    assert trainer.rows[-1]["pseudo_confidence"] == pytest.approx(confidence, rel=1e-5)
-    assert {"class_loss", "entropy", "prediction_confidence", "agreement", "skipped"} <= trainer.rows[-1].keys()
+    assert trainer.history[-1]["rows"] == 112
+    assert trainer.history[-1]["pseudo_confidence"] == pytest.approx(confidence, rel=1e-5)
+    assert {"class_loss", "entropy", "prediction_confidence", "agreement", "skipped"} <= trainer.history[-1].keys()
 
 
 def test_images_that_could_not_be_decoded_are_counted():
@@ -108,7 +110,7 @@ def test_images_that_could_not_be_decoded_are_counted():
 
 def test_times_of_an_epoch_are_positive_and_of_the_whole_of_it():
     trainer = trainer_after(3)
-    for row in trainer.rows:
+    for row in trainer.history:
         assert 0 < row["seconds"] < 60
         assert 0 < row["outside_network"] < 1
         images = 8 if row["stage"] == 1 else 4 * 29
@@ -117,5 +119,5 @@ def test_times_of_an_epoch_are_positive_and_of_the_whole_of_it():
 
 def test_a_row_of_metrics_is_plain_values_for_json():
     trainer = trainer_after(EPOCHS)
-    assert json.loads(json.dumps(trainer.rows)) == trainer.rows
-    assert all(name in row for row in trainer.rows for name in TIMES)
+    assert json.loads(json.dumps(trainer.history)) == trainer.history
+    assert all(name in row for row in trainer.history for name in TIMES)

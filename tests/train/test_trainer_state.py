@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from r2d2fast.models import make_model
-from r2d2fast.train import trainer as trainer_module
+from r2d2fast.train import evaluation
 from tests.train.small_data import (
     CONFIG,
     EPOCHS,
     STEPS,
+    Calling,
     assert_same_run,
     make_trainer,
-    run_all,
     trainer_after,
 )
 
@@ -30,7 +30,7 @@ def dropout(monkeypatch):
         network = make_model(*arguments, **options)
         return nn.Sequential(*network[:-1], nn.Dropout(0.3), network[-1])
 
-    monkeypatch.setattr("r2d2fast.train.parts.make_model", make)
+    monkeypatch.setattr("r2d2fast.train.build.make_model", make)
 
 
 @pytest.mark.usefixtures("dropout")
@@ -39,15 +39,15 @@ def test_training_depends_on_no_random_state_but_its_own():
     torch.manual_seed(777)
     second = make_trainer()
     torch.manual_seed(888)
-    while len(second.rows) < EPOCHS:
-        second.run_epoch(lambda: torch.rand(3))  # others draw between the steps
+    second.callback = Calling(lambda: torch.rand(3))  # others draw between the steps
+    second.fit()
     assert_same_run(first, second)
 
 
 @pytest.mark.usefixtures("dropout")
 def test_another_seed_is_another_run():
     first, second = (trainer_after(3, replace(CONFIG, seed=seed)) for seed in (0, 1))
-    for before, after in zip(first.rows, second.rows, strict=True):
+    for before, after in zip(first.history, second.history, strict=True):
         assert before["train_loss"] != after["train_loss"]
 
 
@@ -80,20 +80,20 @@ def loaded(config, state):
     return trainer
 
 
-def stopped_at(pause, config):
-    """The state at the ``pause``-th pause of a run, from 0, and where it is; None if there are not so many."""
+def stopped_at(moment, config):
+    """The state at that moment between steps of a run, from 0, and where it is; None if there are not so many."""
     trainer = make_trainer(config)
     passed = itertools.count()
 
     def stop():
-        if next(passed) == pause:
+        if next(passed) == moment:
             raise Stopped
 
+    trainer.callback = Calling(stop)
     try:
-        while len(trainer.rows) < len(trainer.schedule):
-            trainer.run_epoch(stop)
+        trainer.fit()
     except Stopped:
-        return saved(trainer), (len(trainer.rows), trainer.step)
+        return saved(trainer), trainer.position
     return None
 
 
@@ -108,30 +108,34 @@ OVERFLOWING = 2.0**26
 
 
 @pytest.mark.usefixtures("dropout")
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_stopped_at_any_pause_goes_on_to_the_same_bits(kind, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "every"),
+    [
+        *(pytest.param(kind, 1 if kind == "float32" else 5, marks=pytest.mark.slow) for kind in KINDS),
+        *(("float32", 5), *((kind, 17) for kind in list(KINDS)[1:])),
+    ],
+)
+def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(kind, every, monkeypatch):
     """At every step, and in the middle of every prediction and evaluation, which are made in batches of 32 here."""
-    monkeypatch.setattr(trainer_module, "EVALUATION_BATCH", 32)
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 32)
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=OVERFLOWING))
     config = replace(CONFIG, **KINDS[kind])
     whole = trainer_after(EPOCHS, config)
     assert kind != "float16" or 1 < whole.precision.scaler.get_scale() < OVERFLOWING
-    # All pauses of the first kind; of the others each fifth.
-    every = 1 if kind == "float32" else 5
     places = []
-    for pause in itertools.count(0, every):
-        stopped = stopped_at(pause, config)
+    for moment in itertools.count(0, every):
+        stopped = stopped_at(moment, config)
         if stopped is None:
             break
         state, place = stopped
         places.append(place)
         resumed = loaded(config, state)
-        assert (len(resumed.rows), resumed.step) == place
-        run_all(resumed)
+        assert resumed.position == place
+        resumed.fit()
         assert_same_run(resumed, whole)
     predictions = 3 if kind != "pseudo-labels kept for stage 3" else 2
-    pauses = STEPS + 4 * predictions + 2 * EPOCHS
-    assert len(places) == -(-pauses // every)
+    moments = STEPS + 4 * predictions + 2 * EPOCHS
+    assert len(places) == -(-moments // every)
     if every == 1:
         steps = {(epoch.stage, epoch.epoch): epoch.steps for epoch in whole.schedule}
         assert set(places) >= {(n, step) for n, count in enumerate(steps.values()) for step in range(1, count + 1)}
@@ -140,8 +144,8 @@ def test_a_run_stopped_at_any_pause_goes_on_to_the_same_bits(kind, monkeypatch):
 @pytest.mark.usefixtures("dropout")
 def test_saving_changes_nothing():
     whole, often = trainer_after(EPOCHS), make_trainer()
-    while len(often.rows) < EPOCHS:
-        often.run_epoch(lambda: saved(often))
+    often.callback = Calling(lambda: saved(often))
+    often.fit()
     assert_same_run(often, whole)
 
 
@@ -154,8 +158,8 @@ def test_seconds_of_an_epoch_include_those_before_it_was_stopped():
 
 
 def test_an_epoch_that_was_trained_before_has_no_images_per_second():
-    for pause in itertools.count():
-        state, (epochs, step) = stopped_at(pause, CONFIG)
+    for moment in itertools.count():
+        state, (epochs, step) = stopped_at(moment, CONFIG)
         if step == make_trainer().schedule[epochs].steps:
             break
     row = loaded(CONFIG, state).run_epoch()

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from r2d2fast.train import cli, run
+from r2d2fast.train import checkpoint, cli
 from r2d2fast.train.checkpoint import find_checkpoint, keep_good, save_checkpoint
-from r2d2fast.train.preemption import Pauses
 from r2d2fast.train.ranks import Ranks
 
 # Eleven epochs, 30 steps, with every kind of event in them.
@@ -22,8 +21,8 @@ TINY = [
 
 def train_with_a_checkpoint_each_epoch(arguments):
     torch.set_num_threads(1)
-    run.SECONDS_BETWEEN_CHECKPOINTS = 0.0
-    run.CHECKPOINT_SHARE = 0
+    checkpoint.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    checkpoint.CHECKPOINT_SHARE = 0
     raise SystemExit(cli.main([*TINY, *arguments]))
 
 
@@ -54,20 +53,6 @@ def train_killed_at_write(arguments):
     train_with_a_checkpoint_each_epoch(arguments)
 
 
-def train_terminated_twice(arguments):
-    """Two signals between one pause and the next."""
-    pause = Pauses.__call__
-
-    def signalled(pauses):
-        if pauses.calls == 20:
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGTERM)
-        pause(pauses)
-
-    Pauses.__call__ = signalled
-    train_with_a_checkpoint_each_epoch(arguments)
-
-
 # --- states to write as checkpoints
 
 
@@ -80,7 +65,7 @@ def tensors(number):
 
 
 def values(number):
-    return {"rows": [{"error": 0.1 * number}], "step": number}
+    return {"history": [{"error": 0.1 * number}], "position": [0, number]}
 
 
 def save(directory, number):

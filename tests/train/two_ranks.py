@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from r2d2fast.data import Batches
+from r2d2fast.data import Batch, BatchSampler
 from r2d2fast.train.cli import parse
+from r2d2fast.train.load_data import load_data
 from r2d2fast.train.ranks import Ranks, join_ranks
-from r2d2fast.train.schedule import Epoch
-from r2d2fast.train.sources import load_data
 from r2d2fast.train.trainer import Trainer
 
 # An epoch of each stage with an uneven last batch: 55 = 2 · 20 + 15 labelled samples, 1437 = 2 · 600 + 237 in all.
@@ -24,28 +23,28 @@ FLAGS = [
 class BothRanksInOne(Trainer):
     """One process that sees the global batches of two ranks, each rank's part normalised apart."""
 
-    def order(self, epoch: Epoch):
-        parts = []
+    def batches(self) -> list[Batch]:
+        sampler, parts = self.sampler, []
         for rank in (0, 1):
-            self.batches = Batches(self.labelled, self.unlabelled, self.config.seed, rank, 2)
-            parts.append(list(super().order(epoch)))
-        self.batches = Batches(self.labelled, self.unlabelled, self.config.seed)
-        for (index, draws, total), (others, other_draws, same_total) in zip(*parts, strict=True):
-            assert total == same_total == len(index) + len(others)
-            yield torch.cat([index, others]), torch.cat([draws, other_draws]), total
+            self.sampler = BatchSampler(self.labelled, self.unlabelled, self.config.seed, rank, 2)
+            parts.append(super().batches())
+        self.sampler = sampler
+        both = []
+        for (index, keys, size), (other_index, other_keys, same_size) in zip(*parts, strict=True):
+            assert size == same_size == len(index) + len(other_index)
+            both.append(Batch(torch.cat([index, other_index]), torch.cat([keys, other_keys]), size))
+        return both
 
 
 def trained(kind: type[Trainer], ranks: Ranks, flags: list[str]) -> dict[str, Tensor]:
     """Network, metrics and pseudo-logits (by sample, zero where a rank has none) after all epochs."""
     config = parse([*FLAGS, *flags])
     trainer = kind(config, *load_data(config, ranks), ranks)
-    for _ in trainer.schedule:
-        trainer.run_epoch()
-    rows = len(trainer.bank.pseudo_logits)
+    trainer.fit()
     pseudo_logits = torch.zeros(len(trainer.labels), 10)
-    pseudo_logits[trainer._samples[:rows]] = trainer.bank.pseudo_logits
+    pseudo_logits[trainer.ownership.samples] = trainer.bank.pseudo_logits
     names = ("train_loss", "test_error", "pseudo_label_error", "class_loss")
-    metrics = [row[name] for row in trainer.rows for name in names if row.get(name) is not None]
+    metrics = [row[name] for row in trainer.history for name in names if row.get(name) is not None]
     return {**trainer.model.state_dict(), "pseudo_logits": pseudo_logits, "metrics": torch.tensor(metrics)}
 
 

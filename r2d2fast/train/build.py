@@ -1,0 +1,88 @@
+"""What a trainer is made of, as a configuration has it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from r2d2fast import BankError, PseudoLabelBank
+from r2d2fast.models import PretrainedError, make_model
+from r2d2fast.train.config import Config
+from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.precision import DTYPES
+from r2d2fast.train.ranks import Ranks
+
+
+def make_network(config: Config, shape: tuple[int, int, int], num_classes: int, device: torch.device) -> nn.Module:
+    """The backbone for images of ``shape`` (C, H, W). Raises ConfigError for one that is not there, or takes no such images."""
+    try:
+        model = make_model(
+            config.backbone,
+            num_classes,
+            shape[0],
+            shape[1],
+            bn_groups=config.bn_groups,
+            input_noise=config.input_noise,
+            weight_norm=config.weight_norm,
+            pretrained=config.pretrained,
+        )
+    except PretrainedError as error:
+        raise ConfigError(f"--pretrained {config.pretrained}: {error}") from error
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"--backbone {config.backbone}: {error}") from error
+    # Channels last: 1.2 to 1.5 times faster a step on a CPU for the digits network.
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def bank_file(config: Config) -> Path | None:
+    """The file that ``--bank-storage`` names; None where the bank is in memory, or has no rows as that of stage 1 by itself."""
+    if config.bank_storage in ("device", "pinned") or config.stages == (1,):
+        return None
+    path = Path(config.bank_storage)
+    if path.is_dir():
+        raise ConfigError(
+            f"--bank-storage {config.bank_storage!r} is a folder; accepted: device, pinned on a GPU, a file in it"
+        )
+    return path
+
+
+def make_bank(config: Config, labels: Tensor, num_classes: int, ranks: Ranks) -> PseudoLabelBank:
+    """This rank's bank, for its own samples' labels. Raises ConfigError where it cannot be made."""
+    file = bank_file(config)
+    storage = str(file) if file is not None else "pinned" if config.bank_storage == "pinned" else "device"
+    if file is not None and ranks.count > 1:
+        storage += f".{ranks.rank}-of-{ranks.count}"  # another number of ranks has files of its own
+    dtype = DTYPES[config.bank_dtype]
+    try:
+        return PseudoLabelBank(
+            labels,
+            num_classes,
+            config.label_scale,
+            dtype,
+            ranks.device,
+            storage,
+            "nearest" if dtype == torch.float32 else "stochastic",
+            config.seed,
+        )
+    except (ValueError, BankError) as error:
+        raise ConfigError(
+            f"--bank-storage {config.bank_storage}: {error}; accepted: device, pinned on a GPU, a path"
+        ) from error
+
+
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD, whose learning rate the trainer sets at every step."""
+    # Fused: a fifth of the time for the digits network on a CPU, and on a GPU a GradScaler needs no look at the device.
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=0.0,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    if config.momentum > 0:
+        # PyTorch leaves it uninitialised where a GradScaler skips the first step.
+        for parameter in model.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

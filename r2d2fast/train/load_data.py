@@ -1,0 +1,58 @@
+"""Which images and labels a configuration trains on."""
+
+from torch import Tensor
+
+from r2d2fast.data import (
+    DataError,
+    Dataset,
+    PhotographOptions,
+    load_dataset,
+    load_folder,
+    load_imagenet,
+    read_split,
+    split_labels,
+)
+from r2d2fast.train.checks import check_photographs
+from r2d2fast.train.config import Config
+from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.ranks import Ranks
+
+
+def load_data(config: Config, ranks: Ranks) -> tuple[Dataset, Tensor]:
+    """The data set, made for this rank's device, and the labels of its split: int64 ``[M]``, −1 for an unlabelled sample.
+
+    Raises ConfigError, with what to put where, if something is missing or does not fit.
+    """
+    try:
+        dataset = _load(config, ranks)
+        return dataset, _labels(config, dataset)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _load(config: Config, ranks: Ranks) -> Dataset:
+    if config.dataset in ("imagenet", "folder"):
+        check_photographs(config)
+        load = load_imagenet if config.dataset == "imagenet" else load_folder
+        options = PhotographOptions(
+            config.image_size, config.resize, config.workers, config.on_bad_image, config.decoder
+        )
+        return load(config.data_dir, ranks.device, options)
+    if config.download and ranks.rank > 0:
+        ranks.barrier()  # rank 0 downloads
+    dataset = load_dataset(config.dataset, config.data_dir, ranks.device, config.download and ranks.rank == 0)
+    if config.download and ranks.rank == 0:
+        ranks.barrier()
+    return dataset
+
+
+def _labels(config: Config, dataset: Dataset) -> Tensor:
+    if config.split_file is not None:
+        return read_split(config.split_file, dataset.train_names, dataset.class_names)
+    if config.num_labels == 0:
+        return dataset.train_labels.clone()
+    assert config.split is not None
+    try:
+        return split_labels(dataset.train_labels, dataset.num_classes, config.num_labels, config.split)
+    except ValueError as error:
+        raise ConfigError(f"--num-labels: {error}") from error
