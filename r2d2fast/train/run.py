@@ -15,7 +15,9 @@ from r2d2fast.train.checkpoint import find_checkpoint, keep_good, load_tensors, 
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError, DivergenceError, TrainingError
 from r2d2fast.train.files import write_atomically
+from r2d2fast.train.labels import write_labels
 from r2d2fast.train.load_data import load_data
+from r2d2fast.train.network_file import describe_network
 from r2d2fast.train.pictures import draw_curves, draw_pseudo_labels
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.run_callback import RunCallback
@@ -53,6 +55,7 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
             console.print(_threads(trainer), highlight=False)
         _train(trainer, directory, console)
         with cpu_threads(trainer.threads):  # whose number is in the description
+            write_labels(trainer, directory, console)
             about = {"machine": describe_run(ranks.device, ranks.count), "versions": versions()}
         results = summarize(config, trainer.history) | about
         # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
@@ -117,8 +120,7 @@ def _finish(trainer: Trainer, directory: Path, results: dict[str, Any]) -> None:
     model, config = trainer.model, trainer.config
     draw_curves(directory, trainer.history)
     draw_pseudo_labels(directory, trainer.history)
-    about = {"backbone": config.backbone, "dataset": config.dataset, "classes": "\n".join(trainer.data.class_names)}
-    write_atomically(directory / NETWORK, export_safetensors(model, about))
+    write_atomically(directory / NETWORK, export_safetensors(model, describe_network(trainer)))
     if config.onnx:
         try:
             write_atomically(directory / ONNX, export_onnx(model, trainer.data.train.shape))
