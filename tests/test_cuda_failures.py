@@ -175,7 +175,8 @@ class TestBadInputs:
     @pytest.mark.parametrize("classes", slow_but([10, 100, 1001, 3000], [10, 1001]))
     def test_predictions_that_are_not_finite(self, cuda_host: Host, order: str, classes: int, bad: float) -> None:
         logits, index, bank = make("padded", classes, (F32, BF16))
-        index[2] = 1  # unlabelled, as is 2
+        index[(index == 1) | (index == 2)] = 4
+        index[2] = 1  # unlabelled, as are 2 and 4
         index[-1] = 2
         logits[2, classes - 1] = logits[-1, 0] = bad
         before, slots = bank.pseudo_logits.clone(), bank.slots[index].long()

@@ -57,13 +57,13 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         with cpu_threads(trainer.threads):  # whose number is in the description
             write_labels(trainer, directory, console)
             about = {"machine": describe_run(ranks.device, ranks.count), "versions": versions()}
-        results = summarize(config, trainer.history) | about
+        results = summarize(config, trainer.history) | {"held_out": data.held_out} | about
         # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
         ranks.on_first(lambda: _finish(trainer, directory, results))
     return results
 
 
-def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, float]:
+def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, float | None]:
     """The test errors of the network in the last good checkpoint of ``directory``, in which nothing changes.
 
     Raises TrainingError if there is none.
