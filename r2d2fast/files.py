@@ -9,8 +9,7 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which becomes ``path`` at the end of the context: a crash or a full disk leaves the old one or the new one,
-    whole.
+    """A file to write, which becomes ``path`` at the end of the context; after a crash it is the old one or the new one, whole.
 
     It has a temporary name in the same directory, is synced to the disk and renamed; then the directory is synced. Raises OSError
     where it cannot be written; then, and after any other exception in the context, it is removed and the old one untouched.

@@ -12,9 +12,9 @@ class Preprocessing:
     """How evaluation makes the input of the network; training's augmentation is no part of it.
 
     Attributes:
-        kind: ``"photographs"``: RGB images of any size; the short side is resized to ``resize`` by the antialiased bilinear filter,
-            and the centre cut out. ``"small images"``: images of this very size, as they are. ``"embeddings"``: rows of numbers,
-            as they are, since what scales them is a part of the network.
+        kind: ``"photographs"``: RGB images of any size; the short side is resized to ``resize`` by the antialiased bilinear
+            filter, and the centre cut out. ``"small images"``: images of this very size, as they are. ``"embeddings"``: rows of
+            numbers, as they are, since what scales them is a part of the network.
         shape: of one input: (C, H, W), or (D,) of embeddings.
         mean, std: of each channel; the network's input is (pixel / ``divisor`` − mean) / std. Empty for embeddings.
         divisor: 255 where mean and std are in units of the full range, 1 where they are in units of pixel values, 0 … 255.

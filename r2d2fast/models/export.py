@@ -25,8 +25,8 @@ def export_safetensors(model: nn.Module, metadata: Mapping[str, str]) -> bytes:
         for key, tensor in model.state_dict().items()
     }
     content = safetensors.torch.save(tensors)
-    # The library writes metadata in a random order. The header's length, 8 bytes, comes first; then the header, which is padded to
-    # a multiple of 8 bytes so that tensors are aligned; then the tensors, from whose beginning their offsets count.
+    # The library writes metadata in a random order. The header's length, 8 bytes, comes first; then the header, padded so that
+    # tensors are aligned; then the tensors, from whose beginning their offsets count.
     end = 8 + int.from_bytes(content[:8], "little")
     header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8:end])}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()

@@ -28,12 +28,12 @@ def write_labels(trainer: Trainer, directory: Path, console: Console) -> None:
 
     Origin ``given``: the label that the run was given, with probability 1. ``pseudo-label``: a last reprediction, by the network
     with which the run ends, in eval mode and without augmentation; the probability is its softmax. So ``python -m
-    r2d2fast.predict`` says the same of the same sample, whichever stages were run. (The pseudo-logits in the bank are older: those
-    that stage 3 fine-tunes on.) ``bad image``: one that cannot be decoded, under ``--on-bad-image skip``; it has neither
-    class nor probability.
+    r2d2fast.predict`` says the same of the same sample, whichever stages were run. (The bank's pseudo-logits are older: stage 3
+    fine-tunes on them.) ``bad image``: one that cannot be decoded, under ``--on-bad-image skip``; it has neither class nor
+    probability.
 
-    UTF-8, commas between cells, quotes where a name needs them. Every rank calls this, and predicts its part. Raises TrainingError,
-    on every rank, where the file cannot be written; an old one is untouched then.
+    UTF-8, commas between cells, quotes where a name needs them. Every rank calls this, and predicts its part. Raises
+    TrainingError, on every rank, where the file cannot be written; an old one is untouched then.
     """
     path, ranks = directory / LABELS, trainer.ranks
     # Not the trainer's own, between whose batches a checkpoint may be written.
