@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ from r2d2fast.data.photographs.tree import Files, image_names
 
 Inputs = str | Path | Sequence[str | Path] | np.ndarray | Tensor | Sequence[np.ndarray] | Sequence[Tensor]
 ACCEPTED = (
-    "accepted: the path of an image file or of a folder of them; uint8 arrays [B, H, W] or [B, H, W, C]; uint8 tensors [B, C, H, W]; "
-    "a sequence of paths, of arrays [H, W] or [H, W, C], or of tensors [C, H, W], which may differ in size. C is 1 or 3"
+    "accepted: the path of an image file or of a folder of them; uint8 arrays [B, H, W] or [B, H, W, C]; uint8 tensors "
+    "[B, C, H, W]; a sequence of paths, of arrays [H, W] or [H, W, C], or of tensors [C, H, W], which may differ in size. C is 1 or 3"
 )
 
 
@@ -76,14 +77,14 @@ def files_of(inputs: Inputs) -> Files:
         if inputs.ndim != 4:
             raise ValueError(f"the tensor is {inputs.dtype} {list(inputs.shape)}; {ACCEPTED}")
         return ArrayFiles([_checked(_as_array(image)) for image in inputs])
-    inputs = list(inputs)
-    if all(isinstance(one, str | Path) for one in inputs):
-        return ImageFiles([os.fspath(path) for path in inputs])  # type: ignore[arg-type]
-    if all(isinstance(one, np.ndarray) for one in inputs):
-        return ArrayFiles([_checked(image) for image in inputs])  # type: ignore[arg-type]
-    if all(isinstance(one, Tensor) and one.ndim == 3 for one in inputs):
-        return ArrayFiles([_checked(_as_array(image)) for image in inputs])  # type: ignore[arg-type]
-    raise TypeError(f"a sequence of {', '.join(sorted({type(one).__name__ for one in inputs}))}; {ACCEPTED}")
+    several: list[Any] = list(inputs)
+    if all(isinstance(one, str | Path) for one in several):
+        return ImageFiles([os.fspath(path) for path in several])
+    if all(isinstance(one, np.ndarray) for one in several):
+        return ArrayFiles([_checked(image) for image in several])
+    if all(isinstance(one, Tensor) and one.ndim == 3 for one in several):
+        return ArrayFiles([_checked(_as_array(image)) for image in several])
+    raise TypeError(f"a sequence of {', '.join(sorted({type(one).__name__ for one in several}))}; {ACCEPTED}")
 
 
 def paths_in(folder: Path) -> list[str]:
@@ -100,7 +101,7 @@ def _checked(image: np.ndarray) -> np.ndarray:
     pixels = image[:, :, None] if image.ndim == 2 else image
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
         raise ValueError(
-            f"an image is {image.dtype} {list(image.shape)}; {ACCEPTED}. The pixels are as files have them, 0 to 255"
+            f"an image is {image.dtype} {list(image.shape)}; {ACCEPTED}; pixels as files have them, 0 to 255"
         )
     return pixels
 
@@ -140,7 +141,8 @@ class SmallImages:
         self, preprocessing: Preprocessing, files: Files, device: torch.device, on_bad_image: OnBadImage
     ) -> None:
         self.preprocessing = preprocessing
-        self.shape = preprocessing.shape
+        channels, height, width = preprocessing.shape
+        self.shape = (channels, height, width)
         self.bad_images: dict[str, str] = {}
         self._files = files
         self._device = device

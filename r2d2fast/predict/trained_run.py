@@ -73,8 +73,8 @@ class TrainedRun:
         """The classes of images, decoded, resized and normalised as the run did in its own evaluation.
 
         Args:
-            inputs: image files, by their paths or that of a folder of them, in which all are taken, sorted by name; or pixels, 0 to
-                255 as files have them: uint8 arrays ``[B, H, W]`` or ``[B, H, W, C]``, uint8 tensors ``[B, C, H, W]``, or a
+            inputs: image files, by their paths or that of a folder, of which all are taken, sorted by name; or pixels, 0 to 255
+                as files have them: uint8 arrays ``[B, H, W]`` or ``[B, H, W, C]``, uint8 tensors ``[B, C, H, W]``, or a
                 sequence of single ones, which may differ in size.
             on_bad_image: ``"error"``, or ``"skip"``: an image that cannot be used has no class, and is named in ``bad_images``.
             workers: processes that load photographs; 0: this one.

@@ -43,8 +43,8 @@ NOT_COMPARED = OF_A_COMMAND | {
 def open_directory(directory: Path, config: Config) -> dict[str, Any] | None:
     """Make ``directory`` the run's own, or find that it is already. Returns the results of a finished run.
 
-    Of several runs (``config.runs``) a finished one counts as it is, so that those which are missing can be added; any other run is
-    gone on with on request only. Raises ConfigError if there is a run and ``config.resume`` is off, or a run of another or an
+    Of several runs (``config.runs``) a finished one counts as it is, so that those which are missing can be added; any other run
+    is gone on with on request only. Raises ConfigError if there is a run and ``config.resume`` is off, or a run of another or an
     unknown configuration; TrainingError if the directory cannot be written.
     """
     with writing(directory):
