@@ -27,7 +27,7 @@ from r2d2fast.data.photographs.tree import Files, image_names
 Inputs = str | Path | Sequence[str | Path] | np.ndarray | Tensor | Sequence[np.ndarray] | Sequence[Tensor]
 ACCEPTED = (
     "accepted: the path of an image file or of a folder of them; uint8 arrays [B, H, W] or [B, H, W, C]; uint8 tensors "
-    "[B, C, H, W]; a sequence of paths, of arrays [H, W] or [H, W, C], or of tensors [C, H, W], which may differ in size; C 1 or 3"
+    "[B, C, H, W]; a sequence of paths, of arrays [H, W] or [H, W, C], or of tensors [C, H, W], of any sizes; C is 1 or 3"
 )
 
 

@@ -29,7 +29,7 @@ def said_of_checkpoints(path: Path) -> str:
         (one for one in list(path.parents)[:2] if any((one / name).exists() for name in (CURRENT, PREVIOUS))), None
     )
     if run is None:
-        return "There is no checkpoint to go on from."
+        return "There is no checkpoint to go on from: --resume begins anew."
     return f"Checkpoints written before, in {run}, are good: --resume goes on from them."
 
 

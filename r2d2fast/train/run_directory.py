@@ -52,8 +52,9 @@ def open_directory(directory: Path, config: Config) -> dict[str, Any] | None:
     if not _run_files(directory):
         write_atomically(directory / CONFIG, _json(_settings(config)))
         return None
+    _check_known(directory)
     finished = (directory / RESULTS).exists()
-    if not (config.resume or (config.runs > 1 and finished and (directory / CONFIG).exists())):
+    if not (config.resume or (config.runs > 1 and finished)):
         without = "" if finished else ", which is not finished"
         raise ConfigError(
             f"{directory} already holds a run{without}: go on with it by --resume, or name another --run-dir"
@@ -64,12 +65,7 @@ def open_directory(directory: Path, config: Config) -> dict[str, Any] | None:
 
 def check_same_run(directory: Path, config: Config) -> None:
     """Raise ConfigError where ``directory`` holds a run of another configuration, or of one that cannot be told."""
-    found = _run_files(directory)
-    if CONFIG not in found:
-        raise ConfigError(
-            f"{directory} already holds a run ({', '.join(found)}) but no {CONFIG}, so which run it is cannot be told: "
-            f"restore {CONFIG}, or name another --run-dir"
-        )
+    _check_known(directory)
     held, asked = _read_json(directory / CONFIG), _settings(config)
     differing = sorted(
         name for name in (asked.keys() | held.keys()) - NOT_COMPARED if asked.get(name) != held.get(name)
@@ -81,6 +77,15 @@ def check_same_run(directory: Path, config: Config) -> None:
         raise ConfigError(
             f"{directory} holds a run of another configuration: {differences}. "
             "Leave these flags out, and its own settings are taken, or name another --run-dir"
+        )
+
+
+def _check_known(directory: Path) -> None:
+    found = _run_files(directory)
+    if CONFIG not in found:
+        raise ConfigError(
+            f"{directory} already holds a run ({', '.join(found)}) but no {CONFIG}, so which run it is cannot be told: "
+            f"restore {CONFIG}, or name another --run-dir"
         )
 
 
