@@ -1,5 +1,6 @@
 """Two processes with gloo: the same training as one, and what happens when one of them dies."""
 
+import csv
 import json
 import os
 import re
@@ -132,7 +133,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(saved_on: int, finished: Pat
         start_run("--run-dir", directory).join()
     before = lines(directory)
     # As if the run had been stopped in the last epoch.
-    for name in ("results.json", "network.safetensors"):
+    labels = rows_of_labels(directory)
+    for name in ("results.json", "network.safetensors", "labels.csv"):
         (directory / name).unlink()
     shutil.rmtree(directory / "checkpoint")
     (directory / "checkpoint.previous").rename(directory / "checkpoint")
@@ -146,6 +148,18 @@ def test_a_run_goes_on_with_another_number_of_ranks(saved_on: int, finished: Pat
     assert len(after) == len(before)
     assert after[:-2] == before[:-2]
     assert abs(after[-1]["test_error"] - before[-1]["test_error"]) < 10
+    # Written by two ranks, of which each has predicted a part, and by one.
+    again = rows_of_labels(directory)
+    assert [(name, origin) for name, _, _, origin in again] == [(name, origin) for name, _, _, origin in labels]
+    assert sum(one[1] != other[1] for one, other in zip(labels, again, strict=True)) < len(labels) / 5
+    assert {name: label for name, label, _, origin in again if origin == "given"} == {
+        name: label for name, label, _, origin in labels if origin == "given"
+    }
+
+
+def rows_of_labels(directory: Path) -> list[list[str]]:
+    with (directory / "labels.csv").open(newline="") as file:
+        return list(csv.reader(file))
 
 
 def test_under_torchrun_a_rank_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """What a run does between steps: SIGTERM, and checkpoints when they are due."""
 
+import errno
+import shutil
 import signal
 from itertools import pairwise
 from types import SimpleNamespace
@@ -9,7 +11,8 @@ from rich.console import Console
 from small_data import CONFIG
 
 from r2d2fast.train import checkpoint
-from r2d2fast.train.errors import PreemptedError
+from r2d2fast.train.errors import PreemptedError, TrainingError
+from r2d2fast.train.files import writing
 from r2d2fast.train.run_callback import STEPS_BETWEEN_AGREEMENTS, RunCallback, Terminated
 from r2d2fast.train.schedule import make_schedule
 
@@ -168,3 +171,30 @@ def test_a_diverged_network_never_takes_the_place_of_a_good_one(saved, train_her
     # Not after the four steps of the epoch: one of them made the network's numbers meaningless.
     assert (4, 0) in saved
     assert (4, 4) not in saved
+
+
+def test_a_run_that_diverges_at_once_names_no_checkpoint_as_there_is_none(train_here, tmp_path, capsys):
+    directory = tmp_path / "run"
+    assert train_here("--run-dir", directory, "--stage1.lr", "1e9") == 1
+    error = capsys.readouterr().err
+    assert error.rstrip().endswith("There is no checkpoint yet.")
+    assert not (directory / "checkpoint").exists()
+
+
+def test_a_directory_that_is_removed_under_a_run_leaves_no_good_checkpoints(train_here, tmp_path, capsys, monkeypatch):
+    directory = tmp_path / "run"
+    monkeypatch.setattr("r2d2fast.train.trainer.Trainer.fit", lambda trainer: shutil.rmtree(directory))
+    assert train_here("--run-dir", directory) == 1
+    error = capsys.readouterr().err
+    assert f"cannot write {directory / 'labels.csv'}: No such file or directory" in error
+    assert "There is no checkpoint to go on from: --resume begins anew." in error
+    assert "are good" not in error
+
+
+def test_checkpoints_that_are_there_are_named(tmp_path):
+    for name in ("checkpoint", "checkpoint.previous"):
+        (tmp_path / name / name).mkdir(parents=True)
+        for path in (tmp_path / name / "metrics.jsonl", tmp_path / name / "checkpoint.tmp" / "values.json"):
+            with pytest.raises(TrainingError) as raised, writing(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            assert f"Checkpoints written before, in {tmp_path / name}, are good" in str(raised.value)

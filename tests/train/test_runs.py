@@ -247,8 +247,14 @@ def test_settings_that_cannot_be_are_named_with_their_file(name, value, said, fi
     assert f"{path}: {said}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["--eval-only", "--resume"])
-def test_a_data_set_of_other_classes_is_refused(command, finished, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("--eval-only", "number 8 is '8' there and '9' here; name a data set with the same classes"),
+        ("--resume", "the labelled samples are not those of"),
+    ],
+)
+def test_a_data_set_of_other_classes_is_refused(command, said, finished, tmp_path, capsys, monkeypatch):
     directory = shutil.copytree(finished, tmp_path / "run")
     (directory / "results.json").unlink()
     original = small_images._digits
@@ -258,4 +264,4 @@ def test_a_data_set_of_other_classes_is_refused(command, finished, tmp_path, cap
         lambda *of: replace(original(*of), class_names=list("0123456798")),
     )
     assert cli.main([command, f"--run-dir={directory}"]) == 2
-    assert "number 8 is '8' there and '9' here" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
