@@ -1,6 +1,7 @@
 """The two pictures of a run."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def draw_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
         if stage > 1:
             label_errors = [row["pseudo_label_error"] for row in panel]
             axis.plot(epochs, label_errors, color="tab:orange", linestyle="--", label="pseudo-label error")
-        _mark_repredictions(axis, panel)
+        mark_repredictions(axis, reprediction_places(panel))
         last = panel[-1]["test_error"]
         axis.annotate(
             f"{last:.1f} %",
@@ -73,7 +74,7 @@ def draw_pseudo_labels(directory: Path, rows: list[dict[str, Any]]) -> None:
         axis.plot(
             epochs, values, color=color, linestyle=line, marker=marker, markersize=4, markevery=every, label=label
         )
-    _mark_repredictions(axis, panel)
+    mark_repredictions(axis, reprediction_places(panel))
     axis.set(
         title="confidence on unlabelled samples", xlabel="epoch of stage 2", ylabel="mean of the largest probability"
     )
@@ -82,10 +83,15 @@ def draw_pseudo_labels(directory: Path, rows: list[dict[str, Any]]) -> None:
     _save(figure, directory / "pseudo_labels.png")
 
 
-def _mark_repredictions(axis: Axes, panel: list[dict[str, Any]]) -> None:
-    places = [row["epoch"] + 0.5 for row in panel if row["repredicted"]]
+def mark_repredictions(axis: Axes, places: Sequence[float], color: str = "tab:blue") -> None:
+    """Dotted vertical lines at ``places``, with an entry in the legend."""
     for n, place in enumerate(places):
-        axis.axvline(place, color="tab:blue", linestyle=":", label=None if n else "reprediction")
+        axis.axvline(place, color=color, linestyle=":", label=None if n else "reprediction")
+
+
+def reprediction_places(rows: list[dict[str, Any]]) -> list[float]:
+    """Where the repredictions of these rows of metrics stand on an axis that counts epochs from 1."""
+    return sorted({row["epoch"] + 0.5 for row in rows if row.get("repredicted")})
 
 
 def _save(figure: Figure, path: Path) -> None:
