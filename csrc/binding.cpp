@@ -1,5 +1,5 @@
-// The Python module r2d2fast._C: addresses and sizes in, positions of bad indices out. Tensors stay on the Python side.
-#include <pybind11/pybind11.h>
+// The Python module r2d2fast._C; what comes out are positions of bad indices.
+#include <array>
 
 #include "binding.h"
 #include "d2_cpu.h"
@@ -10,30 +10,35 @@ using namespace r2d2;
 
 namespace {
 
-// pybind11 converts each argument in about 50 ns; a handle object for the bank would have to be kept valid for no gain.
-int64_t step(uintptr_t rows, int rows_dtype, int64_t rows_stride, uintptr_t slots, int64_t samples, int64_t classes,
-             float label_scale, bool stochastic, uint64_t seed, uintptr_t updates, uintptr_t logits, int dtype, int64_t size,
-             int64_t stride, uintptr_t index, bool index_is_int64, uintptr_t grad, uintptr_t loss, uintptr_t statistics, int class_loss,
-             float alpha, float beta, float grad_weight, float label_rate, double normalizer, bool update, int threads) {
-  const Bank bank{pointer<void>(rows), DType(rows_dtype), rows_stride, pointer<int32_t>(slots), samples, classes, label_scale,
-                  stochastic, seed, pointer<int64_t>(updates)};
-  const Batch batch{pointer<void>(logits), DType(dtype), size, stride, pointer<void>(index), index_is_int64};
-  const Step step{ClassLoss(class_loss), {alpha, beta, grad_weight, label_rate}, update, pointer<void>(grad), normalizer,
-                  pointer<float>(loss), pointer<double>(statistics), threads};
-  py::gil_scoped_release release;
-  return d2_step(batch, bank, step);
+template <size_t kCount>
+std::array<double, kCount> numbers(const py::tuple& given) {
+  Fields fields(given);
+  std::array<double, kCount> read;
+  for (double& value : read) value = fields.number();
+  fields.done();
+  return read;
 }
 
-py::tuple predict_rows(uintptr_t rows, int rows_dtype, int64_t rows_stride, uintptr_t slots, int64_t samples, int64_t classes,
-                       uintptr_t logits, int dtype, int64_t size, int64_t stride, uintptr_t index, bool index_is_int64,
-                       int threads) {
-  const Bank bank{pointer<void>(rows), DType(rows_dtype), rows_stride, pointer<int32_t>(slots), samples, classes, 0, false, 0,
-                  nullptr};
-  const Batch batch{pointer<void>(logits), DType(dtype), size, stride, pointer<void>(index), index_is_int64};
+int64_t step(const py::tuple& to, const py::tuple& of, int class_loss, const py::tuple& scalars, const py::tuple& normalizers,
+             bool update, uintptr_t grad, uintptr_t loss, uintptr_t statistics, int threads) {
+  const PyBank bank(to);
+  const Batch rows = batch(of);
+  const auto [alpha, beta, label_lr, grad_scale] = numbers<4>(scalars);
+  const auto [normalizer, update_normalizer] = numbers<2>(normalizers);
+  const Weights weights{float(alpha), float(beta), float(grad_scale / normalizer), float(label_lr / update_normalizer)};
+  const Step step{ClassLoss(class_loss), weights, update, pointer<void>(grad), normalizer, pointer<float>(loss),
+                  pointer<double>(statistics), threads};
+  py::gil_scoped_release release;
+  return d2_step(rows, bank.bank, step);
+}
+
+py::tuple predict_rows(const py::tuple& to, const py::tuple& of, int threads) {
+  const PyBank bank(to);
+  const Batch rows = batch(of);
   int64_t skipped = 0, first = -1, bad;
   {
     py::gil_scoped_release release;
-    bad = predict(batch, bank, threads, &skipped, &first);
+    bad = predict(rows, bank.bank, threads, &skipped, &first);
   }
   return py::make_tuple(bad, skipped, first);
 }

@@ -1,5 +1,4 @@
-// The Python module r2d2fast._cuda: addresses, sizes and a stream in; a failed launch comes out as an exception.
-#include <pybind11/pybind11.h>
+// The Python module r2d2fast._cuda: handles, addresses and a stream in; a failed launch comes out as an exception.
 #include <pybind11/stl.h>
 
 #include <string>
@@ -23,40 +22,22 @@ void check(int error, const char* what) {
                              cuda_error_text(error) + ")");
 }
 
-struct PyBank {
-  Bank bank;
-  int32_t* status;
-};
-
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
   module.doc() = "CUDA kernels of r2d2fast; use r2d2fast.FusedD2Loss and r2d2fast.d2_step.";
-
-  // module_local: the tests load several builds in one process.
-  py::class_<PyBank>(module, "Bank", py::module_local())
-      .def(py::init([](uintptr_t rows, int dtype, int64_t stride, uintptr_t slots, int64_t samples, int64_t classes,
-                       float label_scale, bool stochastic, uint64_t seed, uintptr_t step, uintptr_t status) {
-        return PyBank{{pointer<void>(rows), DType(dtype), stride, pointer<int32_t>(slots), samples, classes, label_scale,
-                       stochastic, seed, pointer<int64_t>(step)},
-                      pointer<int32_t>(status)};
-      }));
-
-  py::class_<Batch>(module, "Batch", py::module_local())
-      .def(py::init([](uintptr_t logits, int dtype, int64_t size, int64_t stride, uintptr_t index, bool index_is_int64) {
-        return Batch{pointer<void>(logits), DType(dtype), size, stride, pointer<void>(index), index_is_int64};
-      }));
-
-  module.def("step", [](const PyBank& bank, const Batch& batch, int class_loss, PyScalar alpha, PyScalar beta, PyScalar label_lr,
+  module.def("step", [](const py::tuple& to, const py::tuple& of, int class_loss, PyScalar alpha, PyScalar beta, PyScalar label_lr,
                         PyScalar grad_scale, float normalizer, float update_normalizer, bool update, uintptr_t grad,
                         uintptr_t loss, uintptr_t statistics, uintptr_t results, int device, uintptr_t stream) {
+    const PyBank bank(to);
     const CudaStep step{ClassLoss(class_loss), scalar(alpha), scalar(beta), scalar(label_lr), scalar(grad_scale), normalizer,
                         update_normalizer, update, pointer<void>(grad), pointer<float>(loss), pointer<double>(statistics),
                         pointer<float>(results), bank.status};
-    check(d2_step_cuda(batch, bank.bank, step, {device, pointer<void>(stream)}), "D2 step");
+    check(d2_step_cuda(batch(of), bank.bank, step, {device, pointer<void>(stream)}), "D2 step");
   });
-  module.def("predict", [](const PyBank& bank, const Batch& batch, int device, uintptr_t stream) {
-    check(predict_cuda(batch, bank.bank, bank.status, {device, pointer<void>(stream)}), "prediction");
+  module.def("predict", [](const py::tuple& to, const py::tuple& of, int device, uintptr_t stream) {
+    const PyBank bank(to);
+    check(predict_cuda(batch(of), bank.bank, bank.status, {device, pointer<void>(stream)}), "prediction");
   });
   module.def("scale", [](uintptr_t out, uintptr_t in, int64_t size, int dtype, uintptr_t grad_output, PyScalar grad_scale,
                          int device, uintptr_t stream) {

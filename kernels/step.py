@@ -259,7 +259,7 @@ def step(
     kernel = step_kernel if classes <= tile.block else long_step_kernel
     # An empty batch has a program, too: the loss is 0 and the step counts.
     kernel[(max(triton.cdiv(size, tile.rows), 1),)](
-        logits, logits.stride(0), index, size, rows, rows.stride(0), bank.slots, len(bank.slots), bank.step, bank.status,
+        logits, logits.stride(0), index, size, rows, rows.stride(0), bank.slots, len(bank.slots), bank.updates, bank.status,
         bank.label_scale, bank.seed, grad, loss, results, statistics, *scalars, *normalizers,
         classes, class_loss, update, bank.rounding == "stochastic", tile.rows, tile.block, tile.span,
         alignment(logits), alignment(rows), **options_of(tile),

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2d2fast import operators, reference
+from r2d2fast import reference
+from r2d2fast._backends import choose
+from r2d2fast._backends.checks import apart, check_batch, check_index
+from r2d2fast._backends.common import DTYPES as KERNEL_DTYPES
 from r2d2fast.errors import BankError
 from r2d2fast.rounding import saturate
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = tuple(KERNEL_DTYPES)
 ROUNDINGS = ("nearest", "stochastic")
 _STICKY = {
     1: "an index outside [0, M)",
@@ -23,7 +26,7 @@ _STICKY = {
 _START_ANEW = "the rows concerned were left as they were. Mend the cause, then load_state_dict() or make the bank anew"
 
 
-class PseudoLabelBank:
+class PseudoLabelBank(reference.Bank):
     """Pseudo-logits ỹ of the unlabelled samples of a data set, and the labels of the others (paper, section 3).
 
     Not a parameter and not a module buffer: optimizers, weight decay and DDP must not touch it. A labelled sample owns no
@@ -46,7 +49,7 @@ class PseudoLabelBank:
     Attributes:
         pseudo_logits: ``[U, N]``, the rows, in the order of the unlabelled samples.
         slots: int32 ``[M]``, the row number of an unlabelled sample, −1−label of a labelled one.
-        step: int64 ``[1]``, the number of updates so far.
+        updates: int64 ``[1]``, how many there have been so far: the counter of stochastic rounding.
         host_rows: of a pinned bank: the same memory as ``pseudo_logits``, as a tensor of the host; wait for the device before.
         status: int32 ``[2]``, for GPU kernels: blocks that have finished (0 between steps), and what went wrong (:meth:`check`).
 
@@ -74,25 +77,28 @@ class PseudoLabelBank:
             )
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed is {seed}; it must be 0 … 2^63 - 1")
-        self.num_classes = num_classes
-        self.label_scale = float(label_scale)
-        self.rounding = rounding
-        self.seed = seed
         device = torch.device(labels.device if device is None else device)
         unlabelled = labels < 0
         rows = int(unlabelled.sum())
         slots = torch.where(unlabelled, unlabelled.cumsum(0) - 1, -1 - labels)
-        self.slots = slots.to(device=device, dtype=torch.int32)
-        self.step = torch.zeros(1, dtype=torch.int64, device=device)
-        self.status = torch.zeros(2, dtype=torch.int32, device=device)
+        self.num_classes = num_classes
         self.storage = storage if storage in ("device", "pinned") else Path(storage)
         self.host_rows: Tensor | None = None
         if storage == "device":
-            self.pseudo_logits = torch.zeros(rows, num_classes, dtype=dtype, device=device)
+            pseudo_logits = torch.zeros(rows, num_classes, dtype=dtype, device=device)
         elif storage == "pinned":
-            self.pseudo_logits, self.host_rows = pinned_rows(rows, num_classes, dtype, device)
+            pseudo_logits, self.host_rows = pinned_rows(rows, num_classes, dtype, device)
         else:
-            self.pseudo_logits = _map_file(Path(storage), rows, num_classes, dtype, device)
+            pseudo_logits = _map_file(Path(storage), rows, num_classes, dtype, device)
+        super().__init__(
+            pseudo_logits,
+            slots.to(device=device, dtype=torch.int32),
+            updates=torch.zeros(1, dtype=torch.int64, device=device),
+            status=torch.zeros(2, dtype=torch.int32, device=device),
+            label_scale=float(label_scale),
+            rounding=rounding,
+            seed=seed,
+        )
 
     def __len__(self) -> int:
         """M, the number of samples, labelled ones included."""
@@ -127,11 +133,19 @@ class PseudoLabelBank:
         not finite: those samples keep the rows they had, all others are set. The GPU kernels, for which the host does not
         wait, skip both kinds of rows, and :meth:`check` raises.
         """
-        operators.predict_(self, index, logits.detach(), backend)
+        logits = logits.detach()
+        check_batch(logits, index, self)
+        skipped, first = choose(backend, logits, self.pseudo_logits).predict(self, index, apart(logits, self))
+        torch.autograd.graph.increment_version(self.pseudo_logits)
+        if skipped:
+            raise ValueError(
+                f"{skipped} of {len(index)} rows of logits are not finite, first for sample {int(index[first])}; "
+                "these samples keep the pseudo-logits they had, the others are set. Has the network diverged?"
+            )
 
     def logits(self, index: Tensor) -> Tensor:
         """Pseudo-logits ỹ of the samples ``index`` ``[B]``: float32 ``[B, N]``, K·onehot(label) for labelled ones."""
-        operators.check_index(index)
+        check_index(index)
         slots = reference.lookup(index, self.slots)
         unlabelled = slots >= 0
         rows = torch.zeros(len(slots), self.num_classes, device=self.device)
@@ -185,7 +199,9 @@ class PseudoLabelBank:
         if dtype not in (None, self.dtype):
             self.pseudo_logits = saturate(self.pseudo_logits, dtype)
         self.pseudo_logits = self.pseudo_logits.to(target)
-        self.slots, self.step, self.status = (tensor.to(target) for tensor in (self.slots, self.step, self.status))
+        self.slots, self.updates, self.status = (
+            tensor.to(target) for tensor in (self.slots, self.updates, self.status)
+        )
         return self
 
     def _pieces(self) -> Iterator[tuple[int, Tensor]]:
@@ -195,11 +211,11 @@ class PseudoLabelBank:
             yield first, self.pseudo_logits[first : first + size]
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows, slot table and step counter, as tensors that share memory with the bank, and its plain settings."""
+        """Rows, slot table and number of updates, as tensors that share memory with the bank, and its plain settings."""
         return {
             "pseudo_logits": self.pseudo_logits,
             "slots": self.slots,
-            "step": self.step,
+            "updates": self.updates,
             "num_classes": self.num_classes,
             "label_scale": self.label_scale,
             "rounding": self.rounding,
@@ -221,7 +237,7 @@ class PseudoLabelBank:
         _check_rounding(self.dtype, state["rounding"])
         for first, rows in self._pieces():
             rows.copy_(saturate(state["pseudo_logits"][first : first + len(rows)], self.dtype))
-        self.step.copy_(state["step"])
+        self.updates.copy_(state["updates"])
         self.status.zero_()
         self.label_scale = state["label_scale"]
         self.rounding, self.seed = state["rounding"], state["seed"]

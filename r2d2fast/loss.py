@@ -1,14 +1,17 @@
 """The D2 loss: :class:`FusedD2Loss` for training loops with autograd, :func:`d2_step` for those without."""
 
 import warnings
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from r2d2fast import operators
+from r2d2fast import compiled
 from r2d2fast._backends import choose
-from r2d2fast._backends.common import STATISTICS, Step
+from r2d2fast._backends.checks import apart, check_batch
+from r2d2fast._backends.common import STATISTICS
 from r2d2fast.bank import PseudoLabelBank
+from r2d2fast.options import StepOptions
 
 
 def d2_step(
@@ -52,12 +55,27 @@ def d2_step(
         TypeError, ValueError: shapes, dtypes or devices that do not fit.
         BackendError: the backend asked for is not available.
     """
-    operators.check(logits, index, bank)
-    step = Step(alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update)
+    check_batch(logits, index, bank)
+    options = StepOptions(alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update)
     if torch.compiler.is_compiling():
-        return operators.run_compiled(logits, index, bank, step, None, backend)
-    operators.check_scalars(step, bank)
-    return operators.run(choose(backend, logits, bank.pseudo_logits), logits, index, bank, step, None)
+        return compiled.step(logits, index, bank, options, None, backend)
+    return _step(choose(backend, logits, bank.pseudo_logits), logits, index, bank, options, None)
+
+
+def _step(
+    backend: ModuleType,
+    logits: Tensor,
+    index: Tensor,
+    bank: PseudoLabelBank,
+    options: StepOptions,
+    statistics: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient, in eager mode."""
+    options.check(bank.device)
+    result = backend.step(apart(logits, bank), index, bank, options, statistics)
+    if options.update:  # in-place writes that autograd cannot see by itself
+        torch.autograd.graph.increment_version(bank.pseudo_logits)
+    return result
 
 
 class FusedD2Loss(torch.nn.Module):
@@ -91,9 +109,7 @@ class FusedD2Loss(torch.nn.Module):
         statistics: bool = False,
     ) -> None:
         super().__init__()
-        operators.check_scalars(
-            Step(alpha, beta, label_lr, 1.0, class_loss, normalizer, update_normalizer, False), bank
-        )
+        StepOptions(alpha, beta, label_lr, 1.0, class_loss, normalizer, update_normalizer).check(bank.device)
         if alpha <= beta:
             warnings.warn(
                 f"alpha={alpha} <= beta={beta}: by Theorem 1 of the paper, p̃ = exp(-L/alpha) p̂^(1 - beta/alpha), so that "
@@ -108,9 +124,9 @@ class FusedD2Loss(torch.nn.Module):
         self.normalizer = normalizer
         self.update_normalizer = update_normalizer
         self.backend = backend
-        self.statistics: Tensor | None = None
+        self._statistics: Tensor | None = None
         if statistics:
-            self.statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=bank.device)
+            self._statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=bank.device)
 
     def extra_repr(self) -> str:
         return f"{self.bank!r}, alpha={self.alpha}, beta={self.beta}, label_lr={self.label_lr}, class_loss={self.class_loss!r}"
@@ -121,31 +137,28 @@ class FusedD2Loss(torch.nn.Module):
         ``grad_scale``: with float16 logits, the scale of a ``GradScaler``, so that the gradient is rounded only after it;
         it changes no result otherwise. Errors as in :func:`d2_step`.
         """
-        operators.check(logits, index, self.bank)
-        step = self._step(grad_scale)
+        check_batch(logits, index, self.bank)
+        options = self._options(grad_scale)
         if torch.compiler.is_compiling():
-            loss, grad = operators.run_compiled(logits, index, self.bank, step, self.statistics, self.backend)
-            return operators.attach_compiled(logits, loss, grad, grad_scale)
+            loss, grad = compiled.step(logits, index, self.bank, options, self.statistics, self.backend)
+            return compiled.attach(logits, loss, grad, grad_scale)
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 "FusedD2Loss writes to its bank and cannot run inside torch.func transforms (grad, vmap, jvp); "
                 "call loss.backward(), or r2d2fast.d2_step for the gradient in closed form"
             )
-        operators.check_scalars(step, self.bank)
-        module = choose(self.backend, logits, self.bank.pseudo_logits)
-        return _D2Loss.apply(logits, index, self.bank, step, self.statistics, module)
+        backend = choose(self.backend, logits, self.bank.pseudo_logits)
+        return _D2Loss.apply(backend, logits, index, self.bank, options, self.statistics)
 
     def step(self, logits: Tensor, index: Tensor, grad_scale: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
         """The same without autograd, for loops that call ``logits.backward(grad)``: the loss and its gradient, as of
         :func:`d2_step`, times ``grad_scale``. The update happens as in :meth:`forward`."""
-        operators.check(logits, index, self.bank)
-        step = self._step(grad_scale)
-        operators.check_scalars(step, self.bank)
-        module = choose(self.backend, logits, self.bank.pseudo_logits)
-        return operators.run(module, logits.detach(), index, self.bank, step, self.statistics)
+        check_batch(logits, index, self.bank)
+        backend = choose(self.backend, logits, self.bank.pseudo_logits)
+        return _step(backend, logits.detach(), index, self.bank, self._options(grad_scale), self.statistics)
 
-    def _step(self, grad_scale: float | Tensor) -> Step:
-        return Step(
+    def _options(self, grad_scale: float | Tensor) -> StepOptions:
+        return StepOptions(
             self.alpha,
             self.beta,
             self.label_lr,
@@ -156,27 +169,35 @@ class FusedD2Loss(torch.nn.Module):
             self.training and torch.is_grad_enabled(),
         )
 
+    @property
+    def statistics(self) -> Tensor | None:
+        """The running sums, float64 ``[7]``, on the bank's device: they move when the bank has moved. None without statistics."""
+        if self._statistics is not None and self._statistics.device != self.bank.device:
+            self._statistics = self._statistics.to(self.bank.device)
+        return self._statistics
+
     def read_statistics(self) -> dict[str, float]:
         """Means over the unlabelled rows since the last call, which this resets; one copy from the device.
 
         ``rows`` (how many), ``class_loss``, ``entropy`` (nats), ``prediction_confidence`` (max p̂), ``pseudo_confidence``
         (max p̃), ``agreement`` (share with argmax ŷ = argmax ỹ), and ``skipped``, the number of rows that were not finite.
         """
-        if self.statistics is None:
+        statistics = self.statistics
+        if statistics is None:
             raise RuntimeError("this loss keeps no statistics; make it with FusedD2Loss(..., statistics=True)")
-        sums = dict(zip(STATISTICS, self.statistics.tolist(), strict=True))
-        self.statistics.zero_()
+        sums = dict(zip(STATISTICS, statistics.tolist(), strict=True))
+        statistics.zero_()
         rows = max(sums["rows"], 1.0)
         return {name: value if name in ("rows", "skipped") else value / rows for name, value in sums.items()}
 
 
 class _D2Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, index, bank, step, statistics, backend):  # type: ignore[no-untyped-def]
-        loss, grad = operators.run(backend, logits, index, bank, step, statistics)
-        in_tensor = isinstance(step.grad_scale, Tensor)
-        ctx.save_for_backward(grad, step.grad_scale if in_tensor else None)
-        ctx.grad_scale = None if in_tensor else step.grad_scale
+    def forward(ctx, backend, logits, index, bank, options, statistics):  # type: ignore[no-untyped-def]
+        loss, grad = _step(backend, logits, index, bank, options, statistics)
+        in_tensor = isinstance(options.grad_scale, Tensor)
+        ctx.save_for_backward(grad, options.grad_scale if in_tensor else None)
+        ctx.grad_scale = None if in_tensor else options.grad_scale
         ctx.scale_gradient = backend.scale_gradient
         return loss
 
@@ -187,4 +208,4 @@ class _D2Loss(torch.autograd.Function):
         grad, scale = ctx.saved_tensors
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         grad = ctx.scale_gradient(grad, grad_output, ctx.grad_scale if scale is None else scale, keep)
-        return grad, None, None, None, None, None
+        return None, grad, None, None, None, None

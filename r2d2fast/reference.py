@@ -4,21 +4,24 @@ Every other backend is tested against this file. ŷ is ``logits``, ỹ ``pseudo_
 L_c the class loss and L_e the entropy; "Eq." and "Table" are those of Wang & Wu, AAAI 2020 (arXiv 1908.04345).
 """
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from r2d2fast.options import StepOptions
 from r2d2fast.rounding import random_bits, saturate, stochastic_round
 
 
-class Bank(Protocol):
-    """What the definition needs of a bank; :class:`r2d2fast.PseudoLabelBank` has it."""
+@dataclass(eq=False)
+class Bank:
+    """What a step needs of a bank; :class:`r2d2fast.PseudoLabelBank` makes and keeps one."""
 
     pseudo_logits: Tensor  # [U, N]: one row ỹ an unlabelled sample
     slots: Tensor  # int32 [M]: a row number, or −1−label
-    step: Tensor  # int64 [1]: updates so far, the counter of stochastic rounding
-    status: Tensor  # int32 [2]: for GPU kernels
+    updates: Tensor  # int64 [1]: how many so far, the counter of stochastic rounding
+    status: Tensor  # int32 [2], for GPU kernels: blocks that have finished (0 between steps), and what went wrong
     label_scale: float  # K
     rounding: str  # "nearest" or "stochastic"
     seed: int
@@ -26,7 +29,7 @@ class Bank(Protocol):
 
 class D2Step(NamedTuple):
     loss: Tensor  # scalar Σ_i L_i / D
-    grad: Tensor  # [B, N] = ∂loss/∂ŷ
+    grad: Tensor  # [B, N] = ∂loss/∂ŷ, times grad_scale
     row_losses: Tensor  # [B]: L_i
 
 
@@ -97,7 +100,8 @@ def out_of_range(value: int, position: int, samples: int) -> str:
 
 
 def last_occurrence(slots: Tensor) -> Tensor:
-    """Which entries ``[B]`` have no equal entry after them: those whose update counts (rule 4)."""
+    """Which entries ``[B]`` have no equal entry after them: those whose update counts (duplicates: the last occurrence
+    wins)."""
     values, group = slots.unique(return_inverse=True)
     position = torch.arange(len(slots), device=slots.device)
     last = torch.zeros_like(values).scatter_reduce(0, group, position, "amax")
@@ -105,27 +109,15 @@ def last_occurrence(slots: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def d2_step(
-    logits: Tensor,
-    index: Tensor,
-    bank: Bank,
-    *,
-    alpha: float | Tensor = 0.1,
-    beta: float | Tensor = 0.03,
-    label_lr: float | Tensor = 4000.0,
-    class_loss: str = "kl_reverse",
-    normalizer: float | None = None,
-    update_normalizer: float | None = None,
-    update: bool = True,
-) -> D2Step:
+def d2_step(logits: Tensor, index: Tensor, bank: Bank, **options: Any) -> D2Step:
     """One D2 step: the loss of a batch, its gradient, and (``update``) the pseudo-logits moved in place.
 
-    ``logits`` ``[B, N]``, any float dtype; ``index`` int32 or int64 ``[B]``. All results are float64. The rows written are
-    the last occurrence of each unlabelled sample whose logits and pseudo-logits are finite. Raises IndexError, with nothing
-    written, for an index outside ``[0, M)``.
+    ``logits`` ``[B, N]``, any float dtype; ``index`` int32 or int64 ``[B]``; ``options`` are fields of :class:`StepOptions`. All
+    results are float64. The rows written are the last occurrence of each unlabelled sample whose logits and pseudo-logits are
+    finite. Raises IndexError, with nothing written, for an index outside ``[0, M)``.
     """
-    divisor = max(len(logits), 1) if normalizer is None else normalizer
-    update_divisor = divisor if update_normalizer is None else update_normalizer
+    alpha, beta, label_lr, grad_scale, class_loss, *_, update = step = StepOptions(**options)
+    divisor, update_divisor = step.normalizers(len(logits))
     slots = lookup(index, bank.slots)
     log_p, log_q = logits.double().log_softmax(1), log_pseudo_probs(slots, bank)
 
@@ -140,8 +132,8 @@ def d2_step(
         rows = slots[written]
         moved = bank.pseudo_logits[rows].double() - label_lr * d_pseudo[written] / update_divisor  # Eq. 7
         bank.pseudo_logits[rows] = round_rows(moved, rows, bank)
-        bank.step += 1
-    grad = (d_logits / divisor).where(finite[:, None], torch.nan)
+        bank.updates += 1
+    grad = (d_logits / divisor).where(finite[:, None], torch.nan) * grad_scale
     return D2Step(row_losses.sum() / divisor, grad, row_losses)
 
 
@@ -152,4 +144,4 @@ def round_rows(values: Tensor, rows: Tensor, bank: Bank) -> Tensor:
         return saturate(values, dtype)
     classes = values.shape[1]
     element = rows[:, None] * classes + torch.arange(classes, device=rows.device)
-    return stochastic_round(values.float(), random_bits(element, int(bank.step), bank.seed), dtype)
+    return stochastic_round(values.float(), random_bits(element, int(bank.updates), bank.seed), dtype)

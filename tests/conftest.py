@@ -10,18 +10,20 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from r2d2fast._backends import native, triton
+from r2d2fast import BackendError
+from r2d2fast._backends import choose, native
 from tests.cuda_host.backend import DEFINES, SOURCES, on_the_host
 from tests.cuda_host.build import build
 from tests.cuda_host.build import problem as no_harness
 from tests.cuda_host.host import ORDERS, Host
+from tests.sizes import ON_A_GPU
 
 INSTRUCTION_SETS = native.cpu.module.instruction_sets() if native.cpu.module else []
 BACKENDS = [
     "reference",
     *(f"cpu-{name}" for name in INSTRUCTION_SETS),
     *(f"cuda-{order}" for order in ORDERS),
-    "triton",
+    *([pytest.param(f"{name}-gpu", marks=pytest.mark.gpu) for name in ("cuda", "triton")] if ON_A_GPU else ["triton"]),
 ]
 
 
@@ -37,9 +39,14 @@ def cuda_host(request: pytest.FixtureRequest) -> Host:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend: the C++ one with each instruction set this processor has; CUDA in the harness, with its threads and blocks
-    running forwards, backwards and in disorder; Triton in its interpreter."""
+    running forwards, backwards and in disorder; Triton in its interpreter. Where there is a GPU, CUDA and Triton on it: it is
+    then PyTorch's default device, so that a test's tensors are there without its saying so."""
     name, _, variant = request.param.partition("-")
-    if name == "cpu":
+    if variant == "gpu":
+        with torch.device("cuda", torch.cuda.current_device()):
+            _skip_without(name)
+            yield name
+    elif name == "cpu":
         best = native.cpu.module.instruction_set()
         assert native.cpu.module.use_instruction_set(variant)
         yield name
@@ -49,14 +56,19 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
             yield name
     else:
         if name == "triton":
-            problem = triton.why_not(torch.zeros(1, 2), torch.zeros(1, 2))
-            if problem is not None:  # on a GPU the kernels take its tensors alone: tests/gpu
-                pytest.skip(problem)
-            if not torch.cuda.is_available():
-                from tests.kernels.interpreter import patch_interpreter  # imports Triton, which need not be there
+            _skip_without(name)
+            from tests.kernels.interpreter import patch_interpreter  # imports Triton, which need not be there
 
-                patch_interpreter()
+            patch_interpreter()
         yield name
+
+
+def _skip_without(name: str) -> None:
+    one = torch.empty(1, 2)
+    try:
+        choose(name, one, one)
+    except BackendError as error:
+        pytest.skip(str(error))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -9,13 +9,15 @@ from torch import Tensor
 
 from r2d2fast import BackendError, BankError, d2_step, reference
 from r2d2fast._backends import cuda
-from r2d2fast._backends.common import BankTensors, Step
-from tests.cases import CLASS_LOSSES, DTYPES, slow_but
+from r2d2fast.bank import DTYPES
+from r2d2fast.options import CLASS_LOSSES, StepOptions
+from r2d2fast.reference import Bank
+from r2d2fast.testing import compare, expect
+from tests.cases import slow_but
 from tests.cuda_host import backend
 from tests.cuda_host.backend import on_the_host
 from tests.cuda_host.host import Host
 from tests.test_cuda import make
-from tests.test_step import assert_agree
 
 F32, BF16, F16 = DTYPES
 
@@ -45,7 +47,7 @@ class TestFailingLaunches:
             with pytest.raises(BackendError, match=f"the {what} kernel {self.MESSAGE}"):
                 run()
             assert torch.equal(bank.pseudo_logits, before)
-            assert (bank.step.item(), *bank.status.tolist()) == (0, 0, 0)
+            assert (bank.updates.item(), *bank.status.tolist()) == (0, 0, 0)
             assert (grad == 1).all()
             assert cuda_host.left_behind() == (0, 0), "the error was returned, not left for PyTorch to find"
             run()
@@ -92,7 +94,7 @@ def run_with(host: Host, order: str, classes: int, class_loss: str, **values: fl
     torch.manual_seed(0)
     logits, index, bank = make("different", classes, (F32, F32))
     before = bank.pseudo_logits.clone()
-    step = Step(**{**VALUES, **values}, class_loss=class_loss, normalizer=4.0, update_normalizer=3.0, update=True)
+    step = StepOptions(**{**VALUES, **values}, class_loss=class_loss, normalizer=4.0, update_normalizer=3.0)
     with on_the_host(host, order) as reports:
         loss, grad = cuda.step(logits, index, bank, step, None)
     assert [report.launches for report in reports] == [1], "launches"
@@ -132,15 +134,14 @@ def check_bad_index(host: Host, order: str, classes: int, bad: int | str, dtype:
     wrong = torch.tensor([1, 3])
     good = ~torch.isin(torch.arange(len(index)), wrong)
     index[wrong] = len(bank) if bad == "size" else bad
-    exact_bank = make("different", classes, (F32, F32))[2]
     step = {"label_lr": 40.0, "normalizer": 4.0}
+    expected = expect(logits[good], index[good], bank, **step)
     with on_the_host(host, order) as reports:
         loss, grad = d2_step(logits, index.to(dtype), bank, backend="cuda", **step)
         assert bank.status.tolist() == [0, 1], "status"
-        exact = reference.d2_step(logits[good], index[good], exact_bank, **step)
         assert loss.isnan(), "loss"
         assert grad[wrong].isnan().all(), "gradient of the bad rows"
-        assert_agree((exact[0], grad[good], bank), (*exact[:2], exact_bank), label_lr=40.0)
+        compare(expected, expected.loss, grad[good], bank)
         owned = bank.slots[index[good].unique()]
         written = torch.zeros(len(bank.pseudo_logits), 1, dtype=torch.int32)
         written[owned[owned >= 0].long()] = 1
@@ -240,12 +241,12 @@ def test_offsets_and_random_counters_are_64_bits(cuda_host: Host) -> None:
     before = rows[index].normal_()
     rows[index] = before
     parts = (torch.arange(samples).int(), torch.zeros(1, dtype=torch.int64), torch.zeros(2, dtype=torch.int32))
-    bank = BankTensors(rows, *parts, 10.0, "stochastic", 3)
+    bank = Bank(rows, *parts, 10.0, "stochastic", 3)
     with mock.patch.object(backend, "WATCHED_ELEMENTS", 0), on_the_host(cuda_host, "forward"):
-        loss, _ = cuda.step(logits, index, bank, Step(0.1, 0.03, 40.0, 1.0, "kl_reverse", 1.0, 1.0, True), None)
+        loss, _ = cuda.step(logits, index, bank, StepOptions(0.1, 0.03, 40.0, 1.0, "kl_reverse", 1.0, 1.0, True), None)
     ours = rows[index]
     rows[index] = before
-    bank.step.zero_()
+    bank.updates.zero_()
     exact = reference.d2_step(logits, index, bank, label_lr=40.0, normalizer=1.0)
     torch.testing.assert_close(loss.double(), exact.loss)
     assert (ours != rows[index]).float().mean() < 0.004, "bank rounded or written otherwise"

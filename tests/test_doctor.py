@@ -10,13 +10,12 @@ from rich.console import Console
 
 from r2d2fast import machine
 from r2d2fast._backends import cpu
-from r2d2fast.doctor import cli, examination, speed, text
-from r2d2fast.doctor.cases import Case, cases
-from r2d2fast.doctor.compare import settle
-from r2d2fast.doctor.rules import RULES
+from r2d2fast.doctor import cli, findings, speed, text
+from r2d2fast.doctor.behaviour import CHECKS
+from r2d2fast.doctor.inputs import StepInputs, step_inputs
 
-SMALL = [case for case in cases(quick=True) if case.batch * case.classes < 6000]
-settle_once = functools.cache(settle)
+SMALL = [inputs for inputs in step_inputs(quick=True) if inputs.batch * inputs.classes < 6000]
+expected_once = functools.cache(cli._expected)
 needs_cpu_kernels = pytest.mark.skipif(not cpu.status().available, reason="the C++ kernels are not built here")
 
 
@@ -34,7 +33,7 @@ def report(tmp_path_factory):
     """(exit status, JSON, text) of a quick run of everything that is here."""
     file = tmp_path_factory.mktemp("doctor") / "report.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "settle", settle_once)
+        patch.setattr(cli, "_expected", expected_once)
         console = Console(record=True, width=130, highlight=False)
         patch.setattr(cli, "Console", lambda **_: console)
         status = cli.main(["--quick", "--device", "cpu", "--json", str(file)])
@@ -71,7 +70,7 @@ def test_the_json_is_complete(report):
             "gaps of 1e4",
             "stochastic rounding",
         } <= set(count)
-        assert set(RULES) <= set(count)
+        assert set(CHECKS) <= set(count)
     errors = [check["error"] for check in found["checks"] if check["error"] is not None]
     assert max(errors) <= 1 < 2 * max(errors)
 
@@ -119,7 +118,7 @@ def wrong_loss(step, logits, index, bank, p, statistics):
 
 
 def forgotten_update(step, logits, index, bank, p, statistics):
-    bank.step += p.update
+    bank.updates += p.update
     return step(logits, index, bank, p._replace(update=False), statistics)
 
 
@@ -137,7 +136,7 @@ def touches_another_row(step, logits, index, bank, p, statistics):
 
 def step_not_counted(step, logits, index, bank, p, statistics):
     result = step(logits, index, bank, p, statistics)
-    bank.step.zero_()
+    bank.updates.zero_()
     return result
 
 
@@ -178,7 +177,7 @@ def raises(step, logits, index, bank, p, statistics):
         (forgotten_update, "random", "the bank is wrong, first differing row "),
         (update_too_far, "random", "the bank is wrong, first differing row "),
         (touches_another_row, "labelled rows", "a row of no sample in the batch is wrong, first differing row "),
-        (step_not_counted, "random", "the bank counts 0 steps after 1"),
+        (step_not_counted, "random", "the bank counts 0 updates instead of 1"),
         (first_duplicate_wins, "duplicates", "the bank is wrong, first differing row "),
         (hides_bad_rows, "rows not finite", "the gradient is wrong, first differing row 0 (sample "),
         (rounds_to_nearest, "stochastic rounding", "of the bank is rounded otherwise than the definition says"),
@@ -241,9 +240,9 @@ def test_a_broken_rule_is_found(monkeypatch, capsys, tmp_path, what, broken, kin
 
 def examine(monkeypatch, capsys, tmp_path, *, rules):
     """(exit status, checks, text) of the cpu backend in the smaller cases or by the rules, nothing timed."""
-    monkeypatch.setattr(cli, "settle", settle_once)
-    monkeypatch.setattr(cli, "cases", lambda quick: [] if rules else SMALL)
-    monkeypatch.setattr(cli, "RULES", RULES if rules else {})
+    monkeypatch.setattr(cli, "_expected", expected_once)
+    monkeypatch.setattr(cli, "step_inputs", lambda quick: [] if rules else SMALL)
+    monkeypatch.setattr(cli, "CHECKS", CHECKS if rules else {})
     monkeypatch.setattr(machine, "describe", lambda: {"gpus": []})
     monkeypatch.setattr(machine, "describe_toolchain", dict)
     monkeypatch.setattr(cli, "workloads", lambda *_: [])
@@ -254,8 +253,8 @@ def examine(monkeypatch, capsys, tmp_path, *, rules):
 
 @needs_cpu_kernels
 def test_a_backend_that_fails_while_timed_is_reported(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "cases", lambda _: [])
-    monkeypatch.setattr(cli, "RULES", {})
+    monkeypatch.setattr(cli, "step_inputs", lambda _: [])
+    monkeypatch.setattr(cli, "CHECKS", {})
     monkeypatch.setattr(cpu, "step", functools.partial(raises, None))
     assert cli.main(["--quick", "--device", "cpu", "--backend", "cpu"]) == 1
     assert "timing, 256 x 1000, torch.float32: raised RuntimeError: no such kernel image" in " ".join(
@@ -266,7 +265,7 @@ def test_a_backend_that_fails_while_timed_is_reported(monkeypatch, capsys):
 @needs_cpu_kernels
 def test_json_alone_on_standard_output(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "cases", lambda _: [Case("random", 5, 10)])
+    monkeypatch.setattr(cli, "step_inputs", lambda _: [StepInputs("random", 5, 10)])
     monkeypatch.setattr(cli, "workloads", lambda *_: [])
     assert cli.main(["--backend", "cpu", "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"]
@@ -292,15 +291,14 @@ def test_a_wrong_command_line_is_named(capsys, arguments, message):
 def test_after_a_lost_gpu_no_other_backend_is_blamed(monkeypatch):
     gpu = torch.device("cuda", 0)
     targets = [
-        examination.Target(name, device)
-        for name, device in (("cpu", torch.device("cpu")), ("cuda", gpu), ("triton", gpu))
+        findings.Target(name, device) for name, device in (("cpu", torch.device("cpu")), ("cuda", gpu), ("triton", gpu))
     ]
 
     def lost(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
 
     monkeypatch.setattr(torch.cuda, "synchronize", lost)
-    found = examination.Examination(targets)
+    found = findings.Findings(targets)
     for target in targets:
         found.run(target, "random", "", lost if target.device.type == "cuda" else lambda: 0.5)
     assert [check.problem is None for check in found.checks] == [True, False, False, False]

@@ -1,4 +1,4 @@
-"""The registered operators: opcheck, torch.compile, the bank's version counter (rule 13)."""
+"""The registered operators: opcheck, torch.compile, the bank's version counter (PyTorch citizen)."""
 
 import math
 import re
@@ -11,7 +11,8 @@ from torch._inductor.utils import run_and_get_code
 from r2d2fast import BackendError, FusedD2Loss, d2_step
 from r2d2fast._backends import NAMES, choose
 from r2d2fast._backends.common import STATISTICS
-from tests.cases import DTYPES, make_bank
+from r2d2fast.bank import DTYPES
+from r2d2fast.testing import make_bank
 
 
 def takes_cpu_tensors(name):
@@ -32,10 +33,10 @@ def _compile_anew():
 
 def operator_arguments(bank, logits, index, *, statistics=True, update=True, backend="auto"):
     sums = torch.zeros(len(STATISTICS), dtype=torch.float64, device=logits.device) if statistics else None
-    scalars = (0.1, 0.03, 50.0, 1.0, [None, None, torch.tensor(50.0, device=logits.device), None])
+    scalars = ([0.1, 0.03, 1.0, 1.0], [None, None, torch.tensor(50.0, device=logits.device), None])
     settings = ("kl_reverse", float(len(index)), float(len(index)), update)
     return (
-        logits, index, bank.pseudo_logits, bank.slots, bank.step, bank.status, sums,
+        logits, index, bank.pseudo_logits, bank.slots, bank.updates, bank.status, sums,
         bank.label_scale, bank.rounding, bank.seed, *scalars, *settings, backend,
     )  # fmt: skip
 
@@ -68,7 +69,7 @@ def test_what_is_written_is_declared():
         operator: {argument.name for argument in operator.default._schema.arguments if argument.is_write}
         for operator in (torch.ops.r2d2fast.d2_step, torch.ops.r2d2fast.attach_gradient)
     }
-    assert list(written.values()) == [{"pseudo_logits", "step", "status", "statistics"}, set()]
+    assert list(written.values()) == [{"pseudo_logits", "updates", "status", "statistics"}, set()]
 
 
 def training_step(criterion, network, x, index):
@@ -102,7 +103,7 @@ class TestCompiledTraining:
                 loss.backward()
                 losses.append(loss.item())
             outcomes.append(
-                (losses, network.weight.grad, bank.pseudo_logits, criterion.read_statistics(), int(bank.step))
+                (losses, network.weight.grad, bank.pseudo_logits, criterion.read_statistics(), int(bank.updates))
             )
         (eager_losses, eager_grad, eager_bank, eager_statistics, _), (losses, grad, rows, statistics, steps) = outcomes
         assert losses == pytest.approx(eager_losses, rel=1e-6)
@@ -218,7 +219,7 @@ def logits_are_other_rows_of_the_bank(criterion, x, index):
 
 
 def index_is_the_step_counter(criterion, x, index):
-    return (criterion(x[:1], criterion.bank.step),)
+    return (criterion(x[:1], criterion.bank.updates),)
 
 
 ALIASES = (
@@ -241,7 +242,7 @@ def test_inputs_that_share_memory_give_what_eager_gives(program, compiler):
         bank = make_bank(12, 30, labelled_every=0)
         criterion = FusedD2Loss(bank, label_lr=300.0)
         results = [run(criterion, x, index) for _ in range(2)]
-        outcomes.append((results, bank.pseudo_logits, bank.step))
+        outcomes.append((results, bank.pseudo_logits, bank.updates))
     torch.testing.assert_close(*outcomes)
 
 
@@ -309,7 +310,7 @@ class TestCompiledErrors:
 
     def refuse(self, error, message, *, logits=None, index=None, **options):
         bank = make_bank(20, 30)
-        before, steps = bank.pseudo_logits.clone(), bank.step.clone()
+        before, steps = bank.pseudo_logits.clone(), bank.updates.clone()
         criterion = FusedD2Loss(bank)
         for name, value in options.items():
             setattr(criterion, name, value)
@@ -320,7 +321,7 @@ class TestCompiledErrors:
                 torch.arange(4) if index is None else index,
             )
         assert torch.equal(bank.pseudo_logits, before)
-        assert torch.equal(bank.step, steps)
+        assert torch.equal(bank.updates, steps)
 
     def test_an_index_out_of_range(self):
         self.refuse(

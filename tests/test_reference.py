@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from r2d2fast import reference
-from tests.cases import CLASS_LOSSES, make_bank
+from r2d2fast.options import CLASS_LOSSES
+from r2d2fast.testing import make_bank
 
 WEIGHTS = {"alpha": 0.1, "beta": 0.03}
 
@@ -76,7 +77,7 @@ def test_theorem_1_at_the_fixed_point_of_the_gradient():
 
 
 def test_labelled_rows_are_scaled_one_hot_and_own_nothing():
-    """Rule 3: log p̃ = K·[j = y] − log(e^K + N − 1)."""
+    """Labelled samples own no row: log p̃ = K·[j = y] − log(e^K + N − 1)."""
     bank = make_bank(3, 4, labelled_every=1, label_scale=10.0)
     assert bank.pseudo_logits.shape == (0, 4)
     labels = bank.hard_labels()

@@ -1,4 +1,4 @@
-"""Which backends there are, and which one takes given tensors (DESIGN.md, section 4)."""
+"""Which backends there are, and which one takes given tensors."""
 
 import logging
 from types import ModuleType
@@ -38,7 +38,8 @@ def _best(logits: Tensor, rows: Tensor) -> ModuleType:
     for module in (cuda, triton) if logits.is_cuda else (cpu,):
         why_not = module.why_not(logits, rows)
         if why_not is None:
-            _say_once("triton", reasons)
+            if reasons:
+                _say_once("triton", reasons)
             return module
         reasons.append(why_not)
     _say_once("slow reference", reasons)
@@ -48,6 +49,6 @@ def _best(logits: Tensor, rows: Tensor) -> ModuleType:
 def _say_once(name: str, reasons: list[str]) -> None:
     """``auto`` never falls back silently."""
     message = "; ".join(reasons)
-    if message and message not in _said:
+    if message not in _said:
         _said.add(message)
         _log.warning("using the %s backend: %s", name, message)

@@ -1,6 +1,5 @@
-"""What every backend is given, and what it says about itself."""
+"""What the backends have in common."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,47 +11,10 @@ STATISTICS = ("rows", "class_loss", "entropy", "prediction_confidence", "pseudo_
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Of logits and rows, with the numbers that the kernels have for them."""
 
-CLASS_LOSSES = {"kl_reverse": 0, "kl": 1, "mse": 2}
-
-SCALARS = ("alpha", "beta", "label_lr", "grad_scale")
-"""The numbers of a step that may be tensors, so that a compiled or captured step goes on with new values."""
-
 
 class BackendStatus(NamedTuple):
     available: bool
     detail: str
-
-
-@dataclass
-class BankTensors:
-    """The part of a bank that a step uses; the attributes of :class:`r2d2fast.PseudoLabelBank` with these names."""
-
-    pseudo_logits: Tensor
-    slots: Tensor
-    step: Tensor
-    status: Tensor
-    label_scale: float
-    rounding: str
-    seed: int
-
-
-class Step(NamedTuple):
-    """The scalars of a step (DESIGN.md, section 3). A normalizer of None is resolved by :meth:`normalizers`, not before:
-    a number made from the batch size would make ``torch.compile`` recompile for every size."""
-
-    alpha: float | Tensor
-    beta: float | Tensor
-    label_lr: float | Tensor
-    grad_scale: float | Tensor
-    class_loss: str
-    normalizer: float | None
-    update_normalizer: float | None
-    update: bool
-
-    def normalizers(self, rows: int) -> tuple[float, float]:
-        """D and D_u of a batch of so many rows."""
-        normalizer = max(rows, 1) if self.normalizer is None else self.normalizer
-        return normalizer, normalizer if self.update_normalizer is None else self.update_normalizer
 
 
 def unsupported_dtype(logits: Tensor, rows: Tensor) -> str | None:

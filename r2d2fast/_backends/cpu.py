@@ -1,4 +1,4 @@
-"""The C++ kernel on CPU tensors: addresses and sizes of checked tensors, handed to ``csrc/``."""
+"""The C++ kernel on CPU tensors."""
 
 from typing import Any
 
@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from r2d2fast._backends import native
-from r2d2fast._backends.common import CLASS_LOSSES, DTYPES, BackendStatus, Step, address_of, unsupported_dtype
+from r2d2fast._backends.common import BackendStatus, address_of, unsupported_dtype
+from r2d2fast._backends.native import bank_handle, batch_handle
+from r2d2fast.options import CLASS_LOSSES, StepOptions
 from r2d2fast.reference import Bank, out_of_range
 
 
@@ -25,48 +27,34 @@ def why_not(logits: Tensor, rows: Tensor) -> str | None:
     return unsupported_dtype(logits, rows)
 
 
-def step(logits: Tensor, index: Tensor, bank: Bank, p: Step, statistics: Tensor | None) -> tuple[Tensor, Tensor]:
-    native_module: Any = native.cpu.module
-    size, classes = logits.shape
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
-    if not index.is_contiguous():
-        index = index.contiguous()
-    rows, slots = bank.pseudo_logits, bank.slots
-    normalizer, update_normalizer = p.normalizers(size)
+def step(
+    logits: Tensor, index: Tensor, bank: Bank, options: StepOptions, statistics: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    module: Any = native.cpu.module
+    size, batch, _logits, index = batch_handle(logits, index)
     grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    loss = torch.empty((), dtype=torch.float32)
-    bad = native_module.step(
-        rows.data_ptr(), DTYPES[rows.dtype], rows.stride(0), slots.data_ptr(), slots.shape[0], classes,
-        bank.label_scale, bank.rounding == "stochastic", bank.seed, bank.step.data_ptr(),
-        logits.data_ptr(), DTYPES[logits.dtype], size, logits.stride(0),
-        index.data_ptr(), index.dtype == torch.int64,
-        grad.data_ptr(), loss.data_ptr(), 0 if statistics is None else statistics.data_ptr(),
-        CLASS_LOSSES[p.class_loss], p.alpha, p.beta, p.grad_scale / normalizer, p.label_lr / update_normalizer,
-        normalizer, p.update, torch.get_num_threads(),
+    loss = logits.new_empty((), dtype=torch.float32)
+    bad = module.step(
+        bank_handle(bank), batch, CLASS_LOSSES.index(options.class_loss),
+        options.scalars, options.normalizers(size), options.update,
+        grad.data_ptr(), loss.data_ptr(), 0 if statistics is None else statistics.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if bad >= 0:
-        raise IndexError(out_of_range(int(index[bad]), bad, len(slots)))
+        raise IndexError(out_of_range(int(index[bad]), bad, len(bank.slots)))
     return loss, grad
 
 
 def predict(bank: Bank, index: Tensor, logits: Tensor) -> tuple[int, int]:
-    native_module: Any = native.cpu.module
-    size, classes = logits.shape
-    logits, index = logits.contiguous(), index.contiguous()
-    rows, slots = bank.pseudo_logits, bank.slots
-    bad, skipped, first = native_module.predict(
-        rows.data_ptr(), DTYPES[rows.dtype], rows.stride(0), slots.data_ptr(), slots.shape[0], classes,
-        logits.data_ptr(), DTYPES[logits.dtype], size, logits.stride(0),
-        index.data_ptr(), index.dtype == torch.int64, torch.get_num_threads(),
-    )  # fmt: skip
+    module: Any = native.cpu.module
+    _, batch, _logits, index = batch_handle(logits, index)
+    bad, skipped, first = module.predict(bank_handle(bank), batch, torch.get_num_threads())
     if bad >= 0:
-        raise IndexError(out_of_range(int(index[bad]), bad, len(slots)))
+        raise IndexError(out_of_range(int(index[bad]), bad, len(bank.slots)))
     return skipped, first
 
 
 def scale_gradient(grad: Tensor, grad_output: Tensor, grad_scale: float | Tensor, keep: bool) -> Tensor:
-    native_module: Any = native.cpu.module
-    if native_module.equals(address_of(grad_output), grad_scale):
+    module: Any = native.cpu.module
+    if module.equals(address_of(grad_output), grad_scale):
         return grad
     return grad * (grad_output / grad_scale)

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from r2d2fast._backends import native
-from r2d2fast._backends.common import CLASS_LOSSES, DTYPES, BackendStatus, Step, address_of, unsupported_dtype
+from r2d2fast._backends.common import DTYPES, BackendStatus, address_of, unsupported_dtype
+from r2d2fast._backends.native import bank_handle, batch_handle
 from r2d2fast.errors import BackendError
+from r2d2fast.options import CLASS_LOSSES, StepOptions
 from r2d2fast.reference import Bank
 
 
@@ -32,19 +34,18 @@ def why_not(logits: Tensor, rows: Tensor) -> str | None:
     return _no_machine_code(logits.device.index) or unsupported_dtype(logits, rows)
 
 
-def step(logits: Tensor, index: Tensor, bank: Bank, p: Step, statistics: Tensor | None) -> tuple[Tensor, Tensor]:
-    size = logits.shape[0]
+def step(
+    logits: Tensor, index: Tensor, bank: Bank, options: StepOptions, statistics: Tensor | None
+) -> tuple[Tensor, Tensor]:
     module = _module()
-    batch, _kept = _batch(logits, index)
-    normalizer, update_normalizer = p.normalizers(size)
+    size, batch, *_kept = batch_handle(logits, index)
     grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
     loss = torch.empty((), dtype=torch.float32, device=logits.device)
     planes = 1 if statistics is None else module.results
     results = torch.empty(planes * size, dtype=torch.float32, device=logits.device)
     _launch(
-        module.step, _bank(bank), batch, CLASS_LOSSES[p.class_loss],
-        _scalar(p.alpha), _scalar(p.beta), _scalar(p.label_lr), _scalar(p.grad_scale),
-        normalizer, update_normalizer, p.update,
+        module.step, bank_handle(bank), batch, CLASS_LOSSES.index(options.class_loss),
+        *map(_scalar, options.scalars), *options.normalizers(size), options.update,
         grad.data_ptr(), loss.data_ptr(), 0 if statistics is None else statistics.data_ptr(), results.data_ptr(),
         *_target(logits),
     )  # fmt: skip
@@ -53,8 +54,9 @@ def step(logits: Tensor, index: Tensor, bank: Bank, p: Step, statistics: Tensor 
 
 def predict(bank: Bank, index: Tensor, logits: Tensor) -> tuple[int, int]:
     """Rows skipped are not known here, but to ``bank.check()``."""
-    batch, _kept = _batch(logits, index)
-    _launch(_module().predict, _bank(bank), batch, *_target(logits))
+    module = _module()
+    _, batch, *_kept = batch_handle(logits, index)
+    _launch(module.predict, bank_handle(bank), batch, *_target(logits))
     return 0, -1
 
 
@@ -112,26 +114,6 @@ def _no_machine_code(device: int) -> str | None:
 
 def _built_for() -> str:
     return ", ".join(f"sm_{arch}" for arch in _module().architectures) + " and PTX of the last"
-
-
-def _batch(logits: Tensor, index: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
-    """The batch, and the tensors that must outlive the launch: the stream's memory pool may reuse them after it."""
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
-    index = index.contiguous()
-    batch = _module().Batch(
-        logits.data_ptr(), DTYPES[logits.dtype], logits.shape[0], logits.stride(0),
-        index.data_ptr(), index.dtype == torch.int64,
-    )  # fmt: skip
-    return batch, (logits, index)
-
-
-def _bank(bank: Bank) -> Any:
-    rows, slots = bank.pseudo_logits, bank.slots
-    return _module().Bank(
-        rows.data_ptr(), DTYPES[rows.dtype], rows.stride(0), slots.data_ptr(), slots.shape[0], rows.shape[1],
-        bank.label_scale, bank.rounding == "stochastic", bank.seed, bank.step.data_ptr(), bank.status.data_ptr(),
-    )  # fmt: skip
 
 
 def _scalar(value: float | Tensor) -> tuple[float, int]:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from r2d2fast import reference
-from r2d2fast._backends.common import STATISTICS, BackendStatus, Step
+from r2d2fast._backends.common import STATISTICS, BackendStatus
+from r2d2fast.options import StepOptions
 from r2d2fast.reference import Bank
 
 
@@ -17,23 +18,13 @@ def why_not(logits: Tensor, rows: Tensor) -> str | None:
 
 
 @torch.no_grad()
-def step(logits: Tensor, index: Tensor, bank: Bank, p: Step, statistics: Tensor | None) -> tuple[Tensor, Tensor]:
+def step(
+    logits: Tensor, index: Tensor, bank: Bank, options: StepOptions, statistics: Tensor | None
+) -> tuple[Tensor, Tensor]:
     if statistics is not None:
-        statistics += _row_statistics(logits, index, bank, p.class_loss)
-    result = reference.d2_step(
-        logits,
-        index,
-        bank,
-        alpha=p.alpha,
-        beta=p.beta,
-        label_lr=p.label_lr,
-        class_loss=p.class_loss,
-        normalizer=p.normalizer,
-        update_normalizer=p.update_normalizer,
-        update=p.update,
-    )
-    loss_dtype = torch.promote_types(logits.dtype, torch.float32)
-    return result.loss.to(loss_dtype), (result.grad * p.grad_scale).to(logits.dtype)
+        statistics += _row_statistics(logits, index, bank, options.class_loss)
+    result = reference.d2_step(logits, index, bank, **options._asdict())
+    return result.loss.to(torch.promote_types(logits.dtype, torch.float32)), result.grad.to(logits.dtype)
 
 
 def _row_statistics(logits: Tensor, index: Tensor, bank: Bank, class_loss: str) -> Tensor:

@@ -10,7 +10,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from r2d2fast._backends.common import STATISTICS, BackendStatus, Step, address_of, unsupported_dtype
+from r2d2fast._backends.common import STATISTICS, BackendStatus, address_of, unsupported_dtype
+from r2d2fast.options import StepOptions
 from r2d2fast.reference import Bank
 
 
@@ -34,7 +35,9 @@ def why_not(logits: Tensor, rows: Tensor) -> str | None:
     return unsupported_dtype(logits, rows)
 
 
-def step(logits: Tensor, index: Tensor, bank: Bank, p: Step, statistics: Tensor | None) -> tuple[Tensor, Tensor]:
+def step(
+    logits: Tensor, index: Tensor, bank: Bank, options: StepOptions, statistics: Tensor | None
+) -> tuple[Tensor, Tensor]:
     from r2d2fast.kernels.step import step
 
     size = logits.shape[0]
@@ -45,7 +48,8 @@ def step(logits: Tensor, index: Tensor, bank: Bank, p: Step, statistics: Tensor 
     with torch.cuda.device_of(logits):
         step(
             _rows(logits), index.contiguous(), bank, grad, loss, results, statistics,
-            tuple(map(_scalar, p[:4])), tuple(map(float, p.normalizers(size))), p.class_loss, p.update,
+            tuple(map(_scalar, options.scalars)), tuple(map(float, options.normalizers(size))),
+            options.class_loss, options.update,
         )  # fmt: skip
     return loss, grad
 

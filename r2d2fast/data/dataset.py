@@ -52,7 +52,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images of one data set.
+    """Training and test images of one data set. There may be no test images.
 
     Attributes:
         train, test: the images.
@@ -61,6 +61,7 @@ class Dataset:
         test_labels: int64 ``[T]``, on the CPU.
         class_names: N names.
         train_names: M names, as split files have them: a path within the data set, or the sample's number.
+        held_out: how many labelled samples were taken from the training part to test on, as there is no other test part.
     """
 
     train: Images
@@ -69,6 +70,7 @@ class Dataset:
     test_labels: Tensor
     class_names: Sequence[str]
     train_names: Sequence[str]
+    held_out: int = 0
 
     @property
     def num_classes(self) -> int:

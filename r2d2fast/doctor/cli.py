@@ -11,14 +11,14 @@ import torch
 import tyro
 from rich.console import Console
 
-from r2d2fast import BackendError, backends, machine
+from r2d2fast import BackendError, backends, d2_step, machine
 from r2d2fast._backends import NAMES, choose
 from r2d2fast.doctor import text
-from r2d2fast.doctor.cases import cases
-from r2d2fast.doctor.compare import judge, settle
-from r2d2fast.doctor.examination import Examination, Target
-from r2d2fast.doctor.rules import RULES
+from r2d2fast.doctor.behaviour import CHECKS
+from r2d2fast.doctor.findings import Findings, Target
+from r2d2fast.doctor.inputs import StepInputs, step_inputs
 from r2d2fast.doctor.speed import Speed, measure, workloads
+from r2d2fast.testing import Expected, compare, expect
 
 PROGRAM = "python -m r2d2fast.doctor"
 STDOUT = "-"
@@ -79,18 +79,18 @@ def main(arguments: list[str] | None = None) -> int:
     if not targets:
         _refuse("; ".join(str(reason) for reason in why_not.values()))
 
-    examination = Examination(targets)
+    findings = Findings(targets)
     with console.status("checking") as status:
-        for case in cases(chosen.quick):
-            status.update(f"checking: {case}")
-            exact = settle(case)
+        for inputs in step_inputs(chosen.quick):
+            status.update(f"checking: {inputs}")
+            expected = _expected(inputs)
             for target in targets:
-                examination.run(target, case.kind, case.inputs, partial(judge, case, exact, *target))
-        for kind, rule in RULES.items():
+                findings.run(target, inputs.kind, inputs.summary, partial(_error, inputs, expected, target))
+        for kind, check in CHECKS.items():
             status.update(f"checking: {kind}")
             for target in targets:
-                examination.run(target, kind, "", partial(rule, *target))
-    text.print_checks(console, examination)
+                findings.run(target, kind, "", partial(check, *target))
+    text.print_checks(console, findings)
 
     speeds: list[Speed] = []
     with console.status("timing") as status:
@@ -98,18 +98,18 @@ def main(arguments: list[str] | None = None) -> int:
             for shape, dtype in workloads(target.device, chosen.quick):
                 status.update(f"timing: {target}, {shape[0]} x {shape[1]}, {dtype}")
                 work = partial(measure, *target, shape, dtype, chosen.quick)
-                examination.run(target, "timing", f"{shape[0]} x {shape[1]}, {dtype}", lambda: speeds.append(work()))  # noqa: B023
+                findings.run(target, "timing", f"{shape[0]} x {shape[1]}, {dtype}", lambda: speeds.append(work()))  # noqa: B023
     text.print_speeds(console, speeds)
-    text.print_verdict(console, examination)
+    text.print_verdict(console, findings)
 
     if output is not None:
         result = {
-            "passed": not examination.failed,
+            "passed": not findings.failed,
             "quick": chosen.quick,
             "environment": about,
             "backends": {name: status._asdict() for name, status in statuses.items()},
             "examined": [str(target) for target in targets],
-            "checks": [dataclasses.asdict(check) for check in examination.checks],
+            "checks": [dataclasses.asdict(check) for check in findings.checks],
             "speed": [dataclasses.asdict(speed) | {"gb_per_second": speed.gb_per_second} for speed in speeds],
         }
         content = json.dumps(result, indent=1, allow_nan=False)
@@ -117,7 +117,18 @@ def main(arguments: list[str] | None = None) -> int:
             print(content)
         else:
             Path(output).write_text(content + "\n")
-    return 1 if examination.failed else 0
+    return 1 if findings.failed else 0
+
+
+def _expected(inputs: StepInputs) -> Expected:
+    cpu = torch.device("cpu")
+    return expect(*inputs.batch_on(cpu), inputs.bank(cpu), **inputs.options(cpu))
+
+
+def _error(inputs: StepInputs, expected: Expected, target: Target) -> float:
+    bank = inputs.bank(target.device)
+    batch, options = inputs.batch_on(target.device), inputs.options(target.device)
+    return compare(expected, *d2_step(*batch, bank, backend=target.backend, **options), bank)
 
 
 def _refuse(problem: str) -> NoReturn:

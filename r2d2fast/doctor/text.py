@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from r2d2fast import BackendStatus
-from r2d2fast.doctor.examination import Examination
+from r2d2fast.doctor.findings import Findings
 from r2d2fast.doctor.speed import Speed
 from r2d2fast.machine import as_text
 
@@ -33,10 +33,10 @@ def print_backends(console: Console, statuses: Mapping[str, BackendStatus]) -> N
     _section(console, "Backends", table)
 
 
-def print_checks(console: Console, examination: Examination) -> None:
+def print_checks(console: Console, findings: Findings) -> None:
     table = _table("backend", "check", "cases", "failed", "largest error*", left=2)
-    for target in examination.targets:
-        for number, (kind, group) in enumerate(groupby(examination.of(target), key=lambda check: check.kind)):
+    for target in findings.targets:
+        for number, (kind, group) in enumerate(groupby(findings.of(target), key=lambda check: check.kind)):
             found = list(group)
             errors = [check.error for check in found if check.error is not None]
             wrong = sum(check.problem is not None for check in found)
@@ -78,12 +78,12 @@ def print_speeds(console: Console, speeds: Sequence[Speed]) -> None:
         console.print(escape(note), style="dim")
 
 
-def print_verdict(console: Console, examination: Examination) -> None:
+def print_verdict(console: Console, findings: Findings) -> None:
     """What failed, and at the very end the answer for every backend."""
     console.print()
     verdicts = []
-    for target in examination.targets:
-        failed = [check for check in examination.of(target) if check.problem is not None]
+    for target in findings.targets:
+        failed = [check for check in findings.of(target) if check.problem is not None]
         for check in failed[:_SHOWN]:
             console.print(f"[red]failed[/] {escape(str(check))}")
         if failed[_SHOWN:]:

@@ -18,7 +18,7 @@ from r2d2fast.train.config import Config
 from r2d2fast.train.dry_run import print_plan
 from r2d2fast.train.errors import ConfigError, LostRankError, TrainingError
 from r2d2fast.train.ranks import Ranks, join_ranks
-from r2d2fast.train.recipes import RECIPES
+from r2d2fast.train.recipes import RECIPES, recipe_for
 from r2d2fast.train.run import evaluate, run
 from r2d2fast.train.summary import print_errors, print_runs, print_summary
 
@@ -101,13 +101,17 @@ def parse(arguments: list[str]) -> Config:
     value of one.
     """
     # The data set first, because its recipe gives the defaults of everything else.
-    (dataset, _) = tyro.cli(_dataset, args=arguments, prog=PROGRAM, return_unknown_args=True, add_help=False)
+    (dataset, data_dir), _ = tyro.cli(_data_set, args=arguments, prog=PROGRAM, return_unknown_args=True, add_help=False)
     if dataset not in RECIPES:
         raise ConfigError(
             f"--dataset {dataset}: unknown; accepted: {', '.join(RECIPES)}. {PROGRAM} --help lists the flags"
         )
     config = tyro.cli(
-        Config, args=arguments, default=RECIPES[dataset].config, prog=PROGRAM, config=(tyro.conf.FlagCreatePairsOff,)
+        Config,
+        args=arguments,
+        default=recipe_for(dataset, data_dir).config,
+        prog=PROGRAM,
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     if config.runs < 1:
         raise ConfigError(f"--runs {config.runs}: must be at least 1")
@@ -119,8 +123,8 @@ def parse(arguments: list[str]) -> Config:
     return replace(config, split=split)
 
 
-def _dataset(dataset: str = "digits") -> str:
-    return dataset
+def _data_set(dataset: str = "digits", data_dir: Path = Path("data")) -> tuple[str, Path]:
+    return dataset, data_dir
 
 
 def _directory(config: Config, number: int) -> Path:

@@ -5,8 +5,10 @@ all but the digits and Fashion-MNIST a starting point that no run has confirmed 
 """
 
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from r2d2fast.data import small_image_shape
 from r2d2fast.train.config import Config, Stage1, Stage2, Stage3
 
 PAPER, REFERENCE, OURS = "paper", "reference implementation", "ours"
@@ -181,3 +183,24 @@ _RECIPES: dict[str, Settings] = {
 }  # fmt: skip
 
 RECIPES = {name: _recipe(name, settings) for name, settings in _RECIPES.items()}
+
+# A folder whose images all have one size of at most 64 pixels. Batches are as large as for other folders, of which few images
+# may be unlabelled; the network takes images of any size.
+SMALL_FOLDER = _recipe(
+    "folder",
+    _SMALL
+    | {
+        "num_labels": (0, OURS),
+        "backbone": ("small", OURS),
+        "label_lr": (1000.0, OURS),  # the reference implementation's effective step, for a batch of 128
+        "stage1.batch": (64, OURS),
+        "stage2.unlabelled_batch": (96, OURS),
+        "stage2.labelled_batch": (32, OURS),
+        "stage3.batch": (128, OURS),
+    },
+)
+
+
+def recipe_for(dataset: str, data_dir: Path) -> Recipe:
+    """The recipe of a data set, for ``folder`` that of the kind of images in ``data_dir``. Raises KeyError for another name."""
+    return SMALL_FOLDER if dataset == "folder" and small_image_shape(data_dir) is not None else RECIPES[dataset]

@@ -54,13 +54,14 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         _train(trainer, directory, console)
         with cpu_threads(trainer.threads):  # whose number is in the description
             about = {"machine": describe_run(ranks.device, ranks.count), "versions": versions()}
-        results = summarize(config, trainer.history) | {"test_images": len(data.test_labels)} | about
+        counts = {"held_out": data.held_out, "test_images": len(data.test_labels)}
+        results = summarize(config, trainer.history) | counts | about
         # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
         ranks.on_first(lambda: _finish(trainer, directory, results))
     return results
 
 
-def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, float]:
+def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, float | None]:
     """The test errors of the network in the last good checkpoint of ``directory``, in which nothing changes.
 
     Raises TrainingError if there is none.

@@ -292,7 +292,7 @@ class Trainer:
             "statistics": self.ranks.gather(self.statistics).tolist(),
             "theorems": self.ranks.gather(self.theorems.measured).tolist(),
             "seconds": self._seconds(),
-            "updates": int(self.bank.step),
+            "updates": int(self.bank.updates),
             "scaler": self.precision.scaler.state_dict(),
             "precision": self.precision.name,
             "threads": self.threads,
@@ -324,7 +324,7 @@ class Trainer:
                 saved = torch.cat([saved.sum(0, True), torch.zeros(self.ranks.count - 1, saved.shape[1])])
             sums.copy_(saved[self.ranks.rank])
         self._seconds_before = values["seconds"]
-        self.bank.step.fill_(values["updates"])
+        self.bank.updates.fill_(values["updates"])
         if values["scaler"]:  # not if auto was another precision on the machine before
             self.precision.scaler.load_state_dict(values["scaler"])
 

@@ -47,18 +47,20 @@ def on_the_host(host: Host, order: str) -> Iterator[list[Report]]:
     """Within it, backend="cuda" takes CPU tensors; yields the reports of the launches, one each."""
     given: dict[str, Tensor] = {}
     reports: list[Report] = []
-    original = {name: getattr(cuda, name) for name in ("_batch", "_bank", "_scalar", "_launch", "scale_gradient")}
+    original = {
+        name: getattr(cuda, name) for name in ("batch_handle", "bank_handle", "_scalar", "_launch", "scale_gradient")
+    }
 
     def batch(logits: Tensor, index: Tensor) -> Any:
-        made, kept = original["_batch"](logits, index)
+        size, made, *kept = original["batch_handle"](logits, index)
         given.update(zip(("logits", "index"), kept, strict=True))
-        return made, kept
+        return size, made, *kept
 
     def bank(of: Any) -> Any:
         rows = of.pseudo_logits
         padded = rows.as_strided((rows.shape[0], rows.stride(0)), (rows.stride(0), 1)) if len(rows) else rows
-        given.update(pseudo_logits=padded, slots=of.slots, step=of.step, status=of.status)
-        return original["_bank"](of)
+        given.update(pseudo_logits=padded, slots=of.slots, updates=of.updates, status=of.status)
+        return original["bank_handle"](of)
 
     def scalar(value: float | Tensor) -> Any:
         if isinstance(value, Tensor):
@@ -72,10 +74,10 @@ def on_the_host(host: Host, order: str) -> Iterator[list[Report]]:
         finally:
             given.clear()
 
-    def step(logits: Tensor, index: Tensor, of: Any, p: Any, statistics: Tensor | None) -> Any:
+    def step(logits: Tensor, index: Tensor, of: Any, options: Any, statistics: Tensor | None) -> Any:
         if statistics is not None:
             given["statistics"] = statistics
-        return original_step(logits, index, of, p, statistics)
+        return original_step(logits, index, of, options, statistics)
 
     def launch(kernel: Any, *arguments: Any) -> None:
         checks = all(tensor.numel() < WATCHED_ELEMENTS for tensor in given.values())
@@ -93,8 +95,8 @@ def on_the_host(host: Host, order: str) -> Iterator[list[Report]]:
             torch=_Allocations(given),
             why_not=unsupported_dtype,
             _target=lambda tensor: (0, 0),
-            _batch=batch,
-            _bank=bank,
+            batch_handle=batch,
+            bank_handle=bank,
             _scalar=scalar,
             _launch=launch,
             scale_gradient=scale_gradient,

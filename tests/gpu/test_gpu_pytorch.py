@@ -1,10 +1,11 @@
-"""Rule 13 on a device: opcheck, torch.compile, autocast, GradScaler."""
+"""PyTorch citizen, on a device: opcheck, torch.compile, autocast, GradScaler."""
 
 import pytest
 import torch
 
 from r2d2fast import FusedD2Loss, d2_step
-from tests.cases import DTYPES, make_bank
+from r2d2fast.bank import DTYPES
+from r2d2fast.testing import make_bank
 from tests.test_operators import operator_arguments, training_step
 
 pytestmark = pytest.mark.gpu
@@ -43,7 +44,7 @@ def test_a_compiled_step_is_the_eager_one(backend, device, mode, dynamic):
                 loss = step(criterion, network, x, index)
             loss.backward()
             losses.append(loss.item())
-        outcomes.append((losses, network.weight.grad, bank.pseudo_logits, criterion.read_statistics(), bank.step))
+        outcomes.append((losses, network.weight.grad, bank.pseudo_logits, criterion.read_statistics(), bank.updates))
     (eager_losses, *eager), (losses, *rest) = outcomes
     assert losses == pytest.approx(eager_losses, rel=1e-4)
     for ours, expected in zip(rest, eager, strict=True):

@@ -1,4 +1,4 @@
-"""Rules 1, 7 and 8 on a device: kernels, memory, no waiting, streams, CUDA graphs, pinned banks."""
+"""What only a device can show: races, kernels, memory, no waiting, streams, CUDA graphs, pinned banks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +8,10 @@ import torch
 
 from r2d2fast import FusedD2Loss, d2_step
 from r2d2fast._backends import choose
+from r2d2fast.bank import DTYPES
 from r2d2fast.doctor.speed import count_kernels
-from tests.cases import DTYPES, make_bank
+from r2d2fast.options import CLASS_LOSSES
+from r2d2fast.testing import make_bank
 
 pytestmark = pytest.mark.gpu
 
@@ -29,10 +31,35 @@ def test_the_guard_against_waiting_works(device):
         torch.ones((), device=device).item()
 
 
+@pytest.mark.parametrize(("rows", "classes"), [(5000, 10), (3000, 100), (1000, 1000), (100, 21_841)])
+@pytest.mark.parametrize("class_loss", CLASS_LOSSES)
+def test_equal_steps_give_equal_bits(backend, device, rows, classes, class_loss):
+    """Duplicates and determinism: a race would show in some of 20 runs over a batch full of duplicates."""
+    logits, index = torch.randn(rows, classes, device=device), torch.randint(0, 40, (rows,), device=device)
+    first = None
+    for _ in range(20):
+        bank = make_bank(40, classes, device=device)
+        results = (
+            *d2_step(logits, index, bank, class_loss=class_loss, label_lr=500.0, backend=backend),
+            bank.pseudo_logits,
+        )
+        first = first or results
+        assert all(map(torch.equal, results, first))
+
+
+def test_statistics_move_with_the_bank(backend, device):
+    criterion = FusedD2Loss(make_bank(9, 20, device="cpu"), statistics=True)
+    for place in ("cpu", device):
+        criterion.bank.to(place)
+        criterion(torch.randn(9, 20, device=place), torch.arange(9, device=place))
+        criterion.backend = backend
+    assert criterion.read_statistics()["rows"] == 12
+
+
 @pytest.mark.parametrize("classes", [10, 1000, 50_257])
 @pytest.mark.parametrize("tensors", [False, True])
 def test_the_host_never_waits(backend, device, classes, tensors):
-    """Rule 7."""
+    """No host sync."""
     bank = make_bank(30, classes, device=device)
     values = torch.tensor([0.1, 0.03, 40.0], device=device) if tensors else (0.1, 0.03, 40.0)
     criterion = FusedD2Loss(bank, *values, statistics=True, backend=backend)
@@ -51,7 +78,7 @@ def test_the_host_never_waits(backend, device, classes, tensors):
 
 @pytest.mark.parametrize("classes", [10, 100, 1000, 5000, 50_257])
 class TestOneKernel:
-    """Rule 1."""
+    """One pass."""
 
     def count(self, call, device):
         call()
@@ -90,7 +117,7 @@ class TestOneKernel:
 @pytest.mark.parametrize(("rows", "classes"), [(1_000_000, 10), (16_384, 1000), (1024, 21_841)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_temporary_of_the_batch_s_size(backend, device, rows, classes, dtype):
-    """Rule 1: a step allocates the gradient and a few bytes a row, and backward nothing."""
+    """One pass: a step allocates the gradient and a few bytes a row, and backward nothing."""
     bank = make_bank(rows, classes, device=device)
     criterion = FusedD2Loss(bank, statistics=True, backend=backend)
     logits = torch.randn(rows, classes, device=device).to(dtype).requires_grad_()
@@ -106,7 +133,7 @@ def test_no_temporary_of_the_batch_s_size(backend, device, rows, classes, dtype)
 
 
 class TestBackward:
-    """Rule 8."""
+    """The update never depends on the upstream gradient, whose factor is applied in backward."""
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_a_factor_of_one_hands_on_what_forward_wrote(self, backend, device, dtype):
@@ -223,7 +250,7 @@ class TestGraphs:
             expected = FusedD2Loss(eager, *values[:3], backend=backend)(logits, index)
             torch.testing.assert_close(loss, expected)
             torch.testing.assert_close(grad, *torch.autograd.grad(expected * 2.0, logits))
-            assert int(captured.step) == int(eager.step) == number + 1
+            assert int(captured.updates) == int(eager.updates) == number + 1
             if dtype == torch.float32:
                 torch.testing.assert_close(captured.pseudo_logits, eager.pseudo_logits)
             else:

@@ -8,8 +8,9 @@ import torch
 
 from r2d2fast import FusedD2Loss, d2_step, reference
 from r2d2fast._backends import triton
-from r2d2fast._backends.common import Step
-from tests.cases import CLASS_LOSSES, make_bank, slow_but
+from r2d2fast.options import CLASS_LOSSES, StepOptions
+from r2d2fast.testing import make_bank
+from tests.cases import slow_but
 
 if problem := triton.why_not(torch.zeros(1, 2), torch.zeros(1, 2)):
     pytest.skip(problem, allow_module_level=True)
@@ -92,7 +93,7 @@ def test_every_tile_agrees_with_the_definition(classes):
         agree(loss, exact.loss, scale=10)
         agree(grad, exact.grad)
         agree(banks[0].pseudo_logits, banks[1].pseudo_logits, scale=50)
-    assert int(banks[0].step) == 2
+    assert int(banks[0].updates) == 2
     assert banks[0].status.tolist() == [0, 0]
 
 
@@ -104,7 +105,7 @@ def test_a_scalar_that_is_not_finite_harms_no_row(classes, name, bad):
     bank = make_bank(6, classes)
     before = bank.pseudo_logits.clone()
     scalars = dict.fromkeys(("alpha", "beta", "label_lr", "grad_scale"), 1.0) | {name: torch.tensor(bad)}
-    step = Step(**scalars, class_loss="kl_reverse", normalizer=None, update_normalizer=None, update=True)
+    step = StepOptions(**scalars)
     loss, grad = triton.step(torch.randn(4, classes), torch.arange(4), bank, step, None)
     assert loss.isnan()
     assert grad.isnan().all()
@@ -118,7 +119,7 @@ def test_random_bits_are_the_definition_s(classes, dtype):
     rows = 60 if classes < 1000 else 4
     banks = [make_bank(rows, classes, dtype=dtype, rounding="stochastic", seed=2**40 + 7, scale=0.01) for _ in range(2)]
     for bank in banks:
-        bank.step.fill_(2**32 + 5)
+        bank.updates.fill_(2**32 + 5)
     for _ in range(2):
         logits = torch.randn(rows, classes)
         banks[0].pseudo_logits.copy_(banks[1].pseudo_logits)

@@ -99,5 +99,5 @@ def assert_same_run(one, other):
     networks = one.model.state_dict(), other.model.state_dict()
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
     assert torch.equal(pseudo_logits(one), pseudo_logits(other))
-    assert int(one.bank.step) == int(other.bank.step)
+    assert int(one.bank.updates) == int(other.bank.updates)
     assert history_without_times(one) == history_without_times(other)

@@ -97,7 +97,7 @@ def test_the_bank_after_an_epoch_is_the_same_for_any_scale():
         trainer = at_stage_2("float16", scale, (0.0, 0.0))
         trainer.run_epoch()
         banks.append(pseudo_logits(trainer))
-        assert int(trainer.bank.step) == 4
+        assert int(trainer.bank.updates) == 4
     predicted = at_stage_2("float16")
     predicted.predict()
     assert not torch.equal(banks[0], pseudo_logits(predicted))  # it was learned
@@ -132,7 +132,7 @@ def test_an_overflowing_scale_skips_steps_of_the_optimizer_but_not_of_the_bank()
     assert not momentum(trainer).any()
     assert trainer.precision.scaler.get_scale() == 2.0**36  # halved at each of four steps
     assert torch.equal(pseudo_logits(trainer), pseudo_logits(still))
-    assert int(trainer.bank.step) == 4
+    assert int(trainer.bank.updates) == 4
     assert math.isfinite(row["train_loss"])
     assert (row["rows"], row["class_loss"]) == (expected["rows"], expected["class_loss"])
 

@@ -52,6 +52,18 @@ def jpeg_header(data: bytes | memoryview) -> tuple[int, int, str] | None:
     return (height, width, colours) if height * width <= 2 * (Image.MAX_IMAGE_PIXELS or np.inf) else None
 
 
+def image_header(data: bytes | memoryview) -> tuple[int, int, bool] | None:
+    """Height, width and whether an image file is grey, from its header alone; None where there is none that can be read."""
+    header = jpeg_header(data)
+    if header is not None:
+        return header[0], header[1], header[2] == "Gray"
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width, image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
+    except Exception:  # see decode()
+        return None
+
+
 def decode(data: bytes | memoryview, name: str) -> np.ndarray:
     """Pixels of an image file in full size: uint8 ``[H, W, 3]``, RGB.
 

@@ -25,7 +25,7 @@ from r2d2fast.data.photographs.crop import resized, resized_shape
 from r2d2fast.data.photographs.decode import BadImageError, decode, is_jpeg
 from r2d2fast.data.photographs.load import OnBadImage
 from r2d2fast.data.photographs.packed import FORMAT, HEADER, PARTS, VERSION, is_packed
-from r2d2fast.data.photographs.tree import LAYOUTS, Files, Part, read_tree
+from r2d2fast.data.photographs.tree import LAYOUTS, TEST_FRACTION, Files, Part, read_tree
 from r2d2fast.data.photographs.workers import load_batches
 from r2d2fast.files import replace_file, sync_directory
 
@@ -43,6 +43,7 @@ def pack(
     quality: int = QUALITY,
     workers: int = 0,
     on_bad_image: OnBadImage = "error",
+    test_fraction: float = TEST_FRACTION,
 ) -> dict[str, Any]:
     """Write the images of ``source`` to the folder ``dest``, in the format of :mod:`r2d2fast.data.photographs.packed`.
 
@@ -61,6 +62,7 @@ def pack(
         workers: processes that decode and encode; 0: this one.
         on_bad_image: ``"error"``: the first damaged image raises BadImageError. ``"skip"``: damaged images are left out, and
             listed in the header.
+        test_fraction: see :func:`tree.read_tree`.
 
     Returns:
         The header, as ``pack.json`` has it.
@@ -76,7 +78,7 @@ def pack(
         raise DataError(f"--short-side is {short_side}; accepted: 1 or more pixels")
     if not 1 <= quality <= 100:
         raise DataError(f"--quality is {quality}; accepted: 1 to 100")
-    tree = read_tree(source)
+    tree = read_tree(source, test_fraction)
     encode = _Encode(short_side, quality)
     with _partial_folder(dest) as partial:
         header = {
@@ -156,7 +158,7 @@ def _write_part(
                 raise image
         file.flush()
         os.fsync(file.fileno())
-    if not kept:
+    if len(part.files) and not kept:
         raise DataError(f"none of the {len(part.files)} images of part {name!r} can be decoded; {LAYOUTS}")
     names = Names.of(part.files.names[sample] for sample in kept)
     index = io.BytesIO()

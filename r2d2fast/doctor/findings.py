@@ -1,4 +1,4 @@
-"""Which backend was examined where, with what result; an error is a finding and stops nothing else."""
+"""What the doctor found: which backend was checked where, with what result; an error is a finding and stops nothing else."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from r2d2fast.doctor.compare import Wrong
+from r2d2fast.testing import Mismatch
 
 
 class Target(NamedTuple):
@@ -18,7 +18,7 @@ class Target(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """``error`` is in units of what rounding allows; None where a check has no such number or did not get that far."""
 
     backend: str
@@ -33,11 +33,11 @@ class Check:
 
 
 @dataclass
-class Examination:
+class Findings:
     """What was found so far; ``lost`` are targets on a device that answers no more."""
 
     targets: list[Target]
-    checks: list[Check] = field(default_factory=list)
+    checks: list[Finding] = field(default_factory=list)
     lost: set[Target] = field(default_factory=set)
 
     def run(self, target: Target, kind: str, inputs: str, call: Callable[[], float | None]) -> None:
@@ -47,7 +47,7 @@ class Examination:
         error, problem = None, None
         try:
             error = call()
-        except Wrong as wrong:
+        except Mismatch as wrong:
             problem = str(wrong)
         except Exception as raised:  # whatever a backend raises is what we are here to find
             problem = f"raised {type(raised).__name__}: {str(raised).strip() or 'no message'}"
@@ -55,11 +55,11 @@ class Examination:
         if problem is not None and target.device.type == "cuda":
             self._note_a_lost_device(target)
 
-    def of(self, target: Target) -> list[Check]:
+    def of(self, target: Target) -> list[Finding]:
         return [check for check in self.checks if (check.backend, check.device) == (target.backend, str(target.device))]
 
     @property
-    def failed(self) -> list[Check]:
+    def failed(self) -> list[Finding]:
         return [check for check in self.checks if check.problem is not None]
 
     def _note_a_lost_device(self, culprit: Target) -> None:
@@ -74,4 +74,4 @@ class Examination:
                     self._add(target, "the rest", "", None, f"not checked: {reason}. Try --backend {target.backend}")
 
     def _add(self, target: Target, kind: str, inputs: str, error: float | None, problem: str | None) -> None:
-        self.checks.append(Check(target.backend, str(target.device), kind, inputs, error, problem))
+        self.checks.append(Finding(target.backend, str(target.device), kind, inputs, error, problem))

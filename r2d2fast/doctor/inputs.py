@@ -1,14 +1,16 @@
-"""What the backends are given: every size, dtype and class loss, and the inputs that break kernels."""
+"""The steps that the doctor has each backend make: every size, dtype and class loss, and the inputs that break kernels."""
 
 from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from r2d2fast import PseudoLabelBank
-from r2d2fast._backends.common import CLASS_LOSSES, DTYPES
+from r2d2fast._backends.common import DTYPES
+from r2d2fast.options import CLASS_LOSSES
+from r2d2fast.testing import make_bank
 
 SPREAD = 3.0
 """Standard deviation of random logits."""
@@ -19,8 +21,8 @@ SAME = tuple((dtype, dtype) for dtype in DTYPES)
 MIXED = tuple(product(DTYPES, DTYPES))
 
 
-class Case(NamedTuple):
-    """One step's inputs; equal cases are equal inputs."""
+class StepInputs(NamedTuple):
+    """One step's inputs; equal ones give equal tensors on every device."""
 
     kind: str
     batch: int
@@ -29,26 +31,28 @@ class Case(NamedTuple):
     logits_dtype: torch.dtype = torch.float32
     bank_dtype: torch.dtype = torch.float32
 
-    @property
-    def rounding(self) -> str:
-        return "stochastic" if self.kind == "stochastic rounding" else "nearest"
-
-    @property
-    def update(self) -> bool:
-        return self.kind != "update off"
-
     def bank(self, device: torch.device) -> PseudoLabelBank:
-        """Every third sample labelled, random pseudo-logits, the same on every device."""
-        generator = torch.Generator().manual_seed(self.batch * 1009 + self.classes)
-        samples = 2 * self.batch
-        labels = torch.full((samples,), -1)
-        labels[::3] = torch.randint(self.classes, (len(labels[::3]),), generator=generator)
-        bank = PseudoLabelBank(
-            labels, self.classes, dtype=self.bank_dtype, rounding=self.rounding, seed=7, device=device
+        return make_bank(
+            2 * self.batch,
+            self.classes,
+            scale=HUGE_GAP if self.kind == "gaps of 1e4" else 2.0,
+            dtype=self.bank_dtype,
+            rounding="stochastic" if self.kind == "stochastic rounding" else "nearest",
+            seed=7,
+            device=device,
         )
-        rows = torch.randn(bank.pseudo_logits.shape, generator=generator)
-        bank.pseudo_logits.copy_(rows * (HUGE_GAP if self.kind == "gaps of 1e4" else 2.0))
-        return bank
+
+    def options(self, device: torch.device) -> dict[str, Any]:
+        """Of the step, by name."""
+        values: dict[str, Any] = {"alpha": 0.1, "beta": 0.03, "label_lr": LABEL_LR}
+        if self.kind == "scalars in tensors":
+            values = {name: torch.tensor(value, device=device) for name, value in values.items()}
+        return {
+            **values,
+            "class_loss": self.class_loss,
+            "update_normalizer": 1.0,
+            "update": self.kind != "update off",
+        }
 
     def batch_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Logits ``[batch, classes]`` and sample numbers ``[batch]``."""
@@ -70,33 +74,33 @@ class Case(NamedTuple):
         return logits[:, 1 : 1 + self.classes].contiguous(), index
 
     @property
-    def inputs(self) -> str:
+    def summary(self) -> str:
         logits, bank = (str(dtype).removeprefix("torch.") for dtype in (self.logits_dtype, self.bank_dtype))
         return f"{self.batch} x {self.classes}, {logits} logits, {bank} bank, {self.class_loss}"
 
     def __str__(self) -> str:
-        return f"{self.kind}, {self.inputs}"
+        return f"{self.kind}, {self.summary}"
 
 
-def cases(quick: bool) -> Iterator[Case]:
+def step_inputs(quick: bool) -> Iterator[StepInputs]:
     """All of them; ``quick`` a tenth."""
     sizes: tuple[int, ...] = (
         (10, 127, 1001) if quick else (2, 3, 7, 10, 17, 31, 64, 65, 100, 127, 257, 1000, 1001, 2053, 5000)
     )
     for classes, class_loss, dtypes in product(sizes, CLASS_LOSSES, SAME if quick else MIXED):
-        yield Case("random", 37, classes, class_loss, *dtypes)
+        yield StepInputs("random", 37, classes, class_loss, *dtypes)
     wide = ((5, 21_841),) if quick else ((5, 21_841), (5, 50_257), (3, 262_144))
     for shape, class_loss, dtypes in product(wide, CLASS_LOSSES, SAME[:1] if quick else SAME):
-        yield Case("random", *shape, class_loss, *dtypes)
+        yield StepInputs("random", *shape, class_loss, *dtypes)
     for shape in ((4001, 10), (1501, 100)) if quick else ((20_011, 2), (20_011, 10), (6007, 100), (2053, 1000)):
-        yield Case("large batch", *shape)
+        yield StepInputs("large batch", *shape)
     hard = ("duplicates", "labelled rows", "rows not finite", "gaps of 1e4", "unaligned views", "scalars in tensors")
     sizes = (10, 1001) if quick else (2, 10, 33, 100, 1001, 5000)
-    losses = ("kl_reverse",) if quick else tuple(CLASS_LOSSES)
+    losses = ("kl_reverse",) if quick else CLASS_LOSSES
     for kind, classes, class_loss, dtypes in product(hard, sizes, losses, SAME[:2] if quick else SAME):
-        yield Case(kind, 23, classes, class_loss, *dtypes)
+        yield StepInputs(kind, 23, classes, class_loss, *dtypes)
     for classes, dtypes in product(sizes, SAME):
-        yield Case("update off", 23, classes, "kl_reverse", *dtypes)
+        yield StepInputs("update off", 23, classes, "kl_reverse", *dtypes)
     for classes, (logits_dtype, bank_dtype) in product(sizes, MIXED):
         if bank_dtype != torch.float32 and (logits_dtype == torch.float32 or not quick):
-            yield Case("stochastic rounding", 37, classes, "kl_reverse", logits_dtype, bank_dtype)
+            yield StepInputs("stochastic rounding", 37, classes, "kl_reverse", logits_dtype, bank_dtype)

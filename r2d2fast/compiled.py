@@ -1,0 +1,111 @@
+"""The D2 step under ``torch.compile``: two operators that PyTorch's compilers call and do not look into.
+
+``torch.ops.r2d2fast.d2_step`` declares that it changes the bank; ``torch.ops.r2d2fast.attach_gradient`` has the derivative. An
+operator takes tensors and plain values and has no type "number or tensor": bank and options go in field by field, and each scalar
+of the options as both, one of them empty.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from r2d2fast._backends import choose
+from r2d2fast._backends.checks import apart
+from r2d2fast.options import StepOptions
+from r2d2fast.reference import Bank
+
+
+def step(
+    logits: Tensor, index: Tensor, bank: Bank, options: StepOptions, statistics: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient, while ``torch.compile`` traces."""
+    return torch.ops.r2d2fast.d2_step(
+        logits.detach(),
+        index,
+        bank.pseudo_logits,
+        bank.slots,
+        bank.updates,
+        bank.status,
+        statistics,
+        bank.label_scale,
+        bank.rounding,
+        bank.seed,
+        [_number(scalar) for scalar in options.scalars],
+        [_tensor(scalar) for scalar in options.scalars],
+        *options[4:],
+        backend,
+    )
+
+
+def attach(logits: Tensor, loss: Tensor, grad: Tensor, grad_scale: float | Tensor) -> Tensor:
+    """``loss`` with its derivative, while ``torch.compile`` traces."""
+    return torch.ops.r2d2fast.attach_gradient(logits, loss, grad, _number(grad_scale), _tensor(grad_scale))
+
+
+def _number(scalar: float | Tensor) -> float:
+    return 1.0 if isinstance(scalar, Tensor) else scalar
+
+
+def _tensor(scalar: float | Tensor) -> Tensor | None:
+    return scalar if isinstance(scalar, Tensor) else None
+
+
+@torch.library.custom_op("r2d2fast::d2_step", mutates_args=("pseudo_logits", "updates", "status", "statistics"))
+def _step_operator(
+    logits: Tensor,
+    index: Tensor,
+    pseudo_logits: Tensor,
+    slots: Tensor,
+    updates: Tensor,
+    status: Tensor,
+    statistics: Tensor | None,
+    label_scale: float,
+    rounding: str,
+    seed: int,
+    numbers: Sequence[float],
+    tensors: Sequence[Tensor | None],
+    class_loss: str,
+    normalizer: float | None,
+    update_normalizer: float | None,
+    update: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    bank = Bank(pseudo_logits, slots, updates, status, label_scale, rounding, seed)
+    alpha, beta, label_lr, grad_scale = (n if t is None else t for n, t in zip(numbers, tensors, strict=True))
+    options = StepOptions(alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update)
+    options.check(pseudo_logits.device)
+    return choose(backend, logits, pseudo_logits).step(apart(logits, bank), index, bank, options, statistics)
+
+
+@_step_operator.register_fake
+def _(logits, index, pseudo_logits, *args):  # type: ignore[no-untyped-def]
+    loss_dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.new_empty((), dtype=loss_dtype), torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("r2d2fast::attach_gradient", mutates_args=())
+def _attach_operator(
+    logits: Tensor, loss: Tensor, grad: Tensor, grad_scale: float, grad_scale_tensor: Tensor | None
+) -> Tensor:
+    """``loss`` again, with ``grad / grad_scale`` as its derivative with respect to ``logits``."""
+    return loss.clone()
+
+
+@_attach_operator.register_fake
+def _(logits, loss, *args):  # type: ignore[no-untyped-def]
+    return torch.empty_like(loss)
+
+
+def _keep_gradient(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    _, _, grad, ctx.grad_scale, grad_scale_tensor = inputs
+    ctx.save_for_backward(grad, grad_scale_tensor)
+
+
+def _scaled_gradient(ctx, grad_output):  # type: ignore[no-untyped-def]
+    grad, grad_scale_tensor = ctx.saved_tensors
+    scale = ctx.grad_scale if grad_scale_tensor is None else grad_scale_tensor
+    return grad * (grad_output / scale), None, None, None, None
+
+
+_attach_operator.register_autograd(_scaled_gradient, setup_context=_keep_gradient)
