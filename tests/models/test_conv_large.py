@@ -26,18 +26,10 @@ def test_the_layers_are_those_of_the_paper_s_network(network):
         return [(name, channels, side, side) for name in ("Conv2d", "BatchNorm2d", "LeakyReLU")]
 
     assert seen == [
-        *convolutions(128, 32) * 3,
-        ("MaxPool2d", 128, 16, 16),
-        ("Dropout", 128, 16, 16),
-        *convolutions(256, 16) * 3,
-        ("MaxPool2d", 256, 8, 8),
-        ("Dropout", 256, 8, 8),
-        *convolutions(512, 6),
-        *convolutions(256, 6),
-        *convolutions(128, 6),
-        ("AdaptiveAvgPool2d", 128, 1, 1),
-        ("Flatten", 128),
-        ("Linear", 10),
+        *(*convolutions(128, 32) * 3, ("MaxPool2d", 128, 16, 16), ("Dropout", 128, 16, 16)),
+        *(*convolutions(256, 16) * 3, ("MaxPool2d", 256, 8, 8), ("Dropout", 256, 8, 8)),
+        *(*convolutions(512, 6), *convolutions(256, 6), *convolutions(128, 6)),
+        *(("AdaptiveAvgPool2d", 128, 1, 1), ("Flatten", 128), ("Linear", 10)),
     ]
     assert [layer.kernel_size for layer in network if isinstance(layer, nn.Conv2d)] == [(3, 3)] * 7 + [(1, 1)] * 2
     assert {layer.negative_slope for layer in network if isinstance(layer, nn.LeakyReLU)} == {0.1}
