@@ -19,10 +19,7 @@ class Curve(NamedTuple):
     unit: str
 
 
-ERRORS = (
-    Curve("test error", "test_error", 1, " %"),
-    Curve("pseudo-labels", "pseudo_label_error", 1, " %"),
-)
+ERRORS = (Curve("test error", "test_error", 1, " %"), Curve("pseudo-labels", "pseudo_label_error", 1, " %"))
 CONFIDENCE = (
     Curve("predictions", "prediction_confidence", 100, " %"),
     Curve("pseudo-labels", "pseudo_confidence", 100, " %"),

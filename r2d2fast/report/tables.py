@@ -99,9 +99,7 @@ def _source(group: Group, name: str) -> str:
     recipe = RECIPES.get(group.settings["dataset"])
     if recipe is None:
         return "not known"
-    default = flags(recipe.config).get(name)
-    source = recipe.sources.get(name, "default")
-    default_text = value_text(list(default) if isinstance(default, tuple) else default)
+    source, default_text = recipe.sources.get(name, "default"), value_text(flags(recipe.config).get(name))
     if value_text(group.settings[name]) == default_text:
         return source
     return f"command line; the recipe has {default_text} ({source})"

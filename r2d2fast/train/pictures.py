@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -57,7 +56,7 @@ def draw_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
     errors = [row[key] for row in rows for key in ("test_error", "pseudo_label_error") if row[key]]
     axes[0].set(ylabel="error (%)", ylim=(0.7 * min(errors, default=1), 100))
     axes[min(1, len(axes) - 1)].legend(loc="upper right")
-    _save(figure, directory / "curves.png")
+    save_picture(figure, directory / "curves.png")
 
 
 def draw_pseudo_labels(directory: Path, rows: list[dict[str, Any]]) -> None:
@@ -86,7 +85,7 @@ def draw_pseudo_labels(directory: Path, rows: list[dict[str, Any]]) -> None:
     )
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
-    _save(figure, directory / "pseudo_labels.png")
+    save_picture(figure, directory / "pseudo_labels.png")
 
 
 def mark_repredictions(axis: Axes, places: Sequence[float], color: str = "tab:blue") -> None:
@@ -100,8 +99,8 @@ def reprediction_places(rows: list[dict[str, Any]]) -> list[float]:
     return sorted({row["epoch"] + 0.5 for row in rows if row.get("repredicted")})
 
 
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a PNG file. Raises TrainingError where that cannot be."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_atomically(path, buffer.getvalue())

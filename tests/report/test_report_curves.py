@@ -29,11 +29,7 @@ def group_of(tmp_path, *runs):
 
 def test_errors_by_stage_with_repredictions_marked(tmp_path, charts):
     figures = error_figures(group_of(tmp_path, {}))
-    assert [chart.title for chart in charts] == [
-        "stage 1: supervised",
-        "stage 2: D2, then R2",
-        "stage 3: fine-tuning",
-    ]
+    assert [chart.title for chart in charts] == ["stage 1: supervised", "stage 2: D2, then R2", "stage 3: fine-tuning"]
     one, two, three = charts
     assert [series.name for series in one.series] == ["test error"]
     assert one.series[0].points == [(1, 60.0), (2, 40.0)]
