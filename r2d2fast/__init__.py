@@ -1,9 +1,33 @@
 """Semi-supervised deep learning by R2-D2 (Wang & Wu, AAAI 2020): a fused D2 loss over a bank of learned pseudo-labels."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from r2d2fast._backends import BackendStatus, backends
 from r2d2fast.bank import PseudoLabelBank
 from r2d2fast.errors import BackendError, BankError
 from r2d2fast.loss import FusedD2Loss, d2_step
 
-__all__ = ["BackendError", "BackendStatus", "BankError", "FusedD2Loss", "PseudoLabelBank", "backends", "d2_step"]
+if TYPE_CHECKING:
+    from r2d2fast.predict import load_run
+
+__all__ = [
+    "BackendError",
+    "BackendStatus",
+    "BankError",
+    "FusedD2Loss",
+    "PseudoLabelBank",
+    "backends",
+    "d2_step",
+    "load_run",
+]
 __version__ = "0.1.0"
+
+# Imported when they are asked for: the loss alone needs neither torchvision nor scikit-learn, which take seconds to import.
+_LAZY = {"load_run": "r2d2fast.predict"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -8,6 +8,7 @@ from r2d2fast.data.photographs.images import PhotographImages
 from r2d2fast.data.photographs.load import PhotographOptions
 from r2d2fast.data.photographs.tree import TEST_FRACTION
 from r2d2fast.data.photographs.workers import LoaderError
+from r2d2fast.data.preprocessing import Preprocessing
 from r2d2fast.data.random_numbers import derive_seed, uniform
 from r2d2fast.data.resident import ResidentImages
 from r2d2fast.data.small_folder import small_image_shape
@@ -26,6 +27,7 @@ __all__ = [
     "LoaderError",
     "PhotographImages",
     "PhotographOptions",
+    "Preprocessing",
     "ResidentImages",
     "consecutive_batches",
     "derive_seed",

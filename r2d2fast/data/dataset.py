@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from r2d2fast.data.order import Batch
+from r2d2fast.data.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Images(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images in a batch."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How batches are made for evaluation."""
         ...
 
     @property

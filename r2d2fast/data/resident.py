@@ -8,6 +8,7 @@ from torch import Tensor
 
 from r2d2fast.data.dataset import Augmentation
 from r2d2fast.data.order import Batch, keys_of
+from r2d2fast.data.preprocessing import Preprocessing
 from r2d2fast.data.random_numbers import uniform
 
 BORDERS = ("background", "reflect")
@@ -56,6 +57,7 @@ class ResidentImages:
     ) -> None:
         samples, channels, height, width = pixels.shape
         self.shape = (channels, height, width)
+        self.preprocessing = Preprocessing("small images", self.shape, tuple(mean.tolist()), tuple(std.tolist()))
         self.bad_images = bad_images or {}
         self._samples = samples
         # One row of an image is the unit of copying: [M · H, W · C], so that a shift down is a choice of rows.

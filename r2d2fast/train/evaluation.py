@@ -69,6 +69,13 @@ class Evaluator:
         return {kind: 100 * count / len(dataset.test) for kind, count in zip(kinds, wrong.tolist(), strict=True)}
 
 
+def most_probable(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits ``[B, N]`` the class, int64 ``[B]``, that test errors are counted with, and its probability, float32 ``[B]``."""
+    # Not the largest probability: softmax can round two to the same number.
+    classes = logits.topk(1).indices
+    return classes[:, 0], logits.softmax(1).gather(1, classes)[:, 0]
+
+
 def pseudo_label_error(hard_labels: Tensor, unlabelled: Tensor, true_labels: Tensor) -> float | None:
     """Error in percent of the ``unlabelled`` samples' hard labels, where the true ones are known; None where none is.
 

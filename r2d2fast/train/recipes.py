@@ -4,7 +4,7 @@
 all but the digits and Fashion-MNIST a starting point that no run has confirmed yet.
 """
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,16 @@ def flags(config: Config) -> dict[str, Any]:
         else:
             result[field.name] = value
     return result
+
+
+def override(config: Config, overrides: dict[str, Any]) -> Config:
+    """``config`` with the values of ``overrides``, by the names of the trainer's flags."""
+    for flag, value in overrides.items():
+        stage, _, name = flag.rpartition(".")
+        config = replace(
+            config, **({stage: replace(getattr(config, stage), **{name: value})} if stage else {name: value})
+        )
+    return config
 
 
 # The reference implementation's run of CIFAR-10, on which the recipes for other data sets of its kind build. It repredicts after

@@ -1,12 +1,15 @@
 """What a run says when it is over."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from r2d2fast.tables import NO_VALUE, mean_std
+from r2d2fast.tables import NO_VALUE, counted, mean_std
+from r2d2fast.train.labels import LABELS
+from r2d2fast.train.run_directory import NETWORK
 
 NO_TEST_ERROR = "no test error, as there are no test samples"
 
@@ -25,7 +28,7 @@ def print_summary(results: dict[str, Any], directory: Path, console: Console) ->
         speed = "" if rate is None else f", {rate:.0f} images/s"
         share = "" if outside is None else f", {100 * outside:.0f} % of the time outside the network"
         console.print(
-            f"stage {entry['stage']}: {_errors(entry)} after {entry['epochs']} epochs{before_r2}; "
+            f"stage {entry['stage']}: {_errors(entry)} after {counted(entry['epochs'], 'epoch')}{before_r2}; "
             f"{entry['seconds']:.0f} s{speed}{share}",
             highlight=False,
             soft_wrap=True,
@@ -40,7 +43,8 @@ def print_summary(results: dict[str, Any], directory: Path, console: Console) ->
     if results["bad_images"]:
         console.print(f"{results['bad_images']} images could not be decoded and were replaced", highlight=False)
     console.print(
-        f"{results['seconds']:.0f} s; results, metrics, pictures, network and checkpoints are in {directory}",
+        f"{results['seconds']:.0f} s; in {directory} are {LABELS}, the class of every training sample, {NETWORK}, results, "
+        f"metrics, pictures and checkpoints. To label others: python -m r2d2fast.predict {shlex.quote(str(directory))} SOURCE",
         highlight=False,
         soft_wrap=True,
     )

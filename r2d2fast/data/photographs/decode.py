@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from r2d2fast.data.errors import DataError
 
@@ -93,4 +93,7 @@ def decode(data: bytes | memoryview, name: str) -> np.ndarray:
         raise
     except Exception as error:
         # On damaged bytes Pillow's readers raise whatever they stumble over: OSError, SyntaxError, struct.error, IndexError …
-        raise BadImageError(name, f"not a readable image ({error or type(error).__name__})") from error
+        # Pillow's own text of this one has the address of a Python object in it.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "of no format that Pillow knows" if unknown else error or type(error).__name__
+        raise BadImageError(name, f"not a readable image ({reason})") from error

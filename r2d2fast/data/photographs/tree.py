@@ -142,7 +142,7 @@ def _classes_by_name(directory: Path) -> dict[str, str | None]:
     if not names:
         raise DataError(f"{directory} has no images; {LAYOUTS}")
     if (directory / LABEL_FILE).is_file():
-        labelled = _read_labels(directory / LABEL_FILE)
+        labelled = read_labels(directory / LABEL_FILE)
         missing = sorted(labelled.keys() - set(names))
         if missing:
             raise DataError(
@@ -169,7 +169,8 @@ def image_names(directory: Path) -> Iterator[str]:
                 yield (prefix / name).as_posix()
 
 
-def _read_labels(path: Path) -> dict[str, str]:
+def read_labels(path: Path) -> dict[str, str]:
+    """The class of each image that a file of labels names. Raises DataError for a line that is none."""
     classes: dict[str, str] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

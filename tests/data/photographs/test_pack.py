@@ -284,7 +284,7 @@ def test_a_killed_run_leaves_nothing_that_passes_for_good_and_the_next_begins_an
 def test_two_processes_do_not_write_the_same_copy(root, tmp_path):
     with open(tmp_path / "packed.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match=r"another process is packing to .*packed"):
+        with pytest.raises(DataError, match=r"another process is writing to .*packed"):
             pack(root, tmp_path / "packed")
     pack(root, tmp_path / "packed")
 
