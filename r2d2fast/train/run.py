@@ -71,7 +71,8 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         with cpu_threads(trainer.threads):  # whose number is in the description
             write_labels(trainer, directory, console)
             about = {"machine": describe_run(ranks.device, ranks.count), "versions": versions()}
-        results = summarize(config, trainer.history) | {"held_out": data.held_out} | about
+        counts = {"held_out": data.held_out, "test_images": len(data.test_labels)}
+        results = summarize(config, trainer.history) | counts | about
         # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
         ranks.on_first(lambda: _finish(trainer, directory, results))
     return results

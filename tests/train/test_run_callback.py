@@ -80,19 +80,18 @@ def test_ranks_ask_each_other_now_and_then_and_all_save_and_stop_where_one_has_t
 
 
 @pytest.fixture
-def before_each(monkeypatch):
-    """Calls a function before whatever a run does between two steps."""
+def clock(monkeypatch):
+    """A clock that stands still but for a minute before whatever a run does between two steps."""
+    clock = SimpleNamespace(now=1e6, moments=0)
+    between_steps = RunCallback.between_steps
 
-    def install(function):
-        between_steps = RunCallback.between_steps
+    def a_minute_later(callback, trainer):
+        clock.now, clock.moments = clock.now + 60, clock.moments + 1
+        between_steps(callback, trainer)
 
-        def patched(callback, trainer):
-            function()
-            between_steps(callback, trainer)
-
-        monkeypatch.setattr(RunCallback, "between_steps", patched)
-
-    return install
+    monkeypatch.setattr(RunCallback, "between_steps", a_minute_later)
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
 
 
 @pytest.fixture
@@ -108,17 +107,7 @@ def saved(monkeypatch):
     return positions
 
 
-def test_checkpoints_within_epochs_are_those_asked_for_in_minutes(
-    saved, before_each, train_here, tmp_path, monkeypatch
-):
-    now = 1e6
-
-    def a_minute_later():
-        nonlocal now
-        now += 60
-
-    before_each(a_minute_later)
-    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
+def test_checkpoints_within_epochs_are_those_asked_for_in_minutes(saved, clock, train_here, tmp_path):
     assert train_here("--run-dir", tmp_path / "run", "--stages", "1,2", "--checkpoint-minutes", "3.5") == 0
     # Epochs of stage 1 have a moment after the step and one after the evaluation: two minutes, and a checkpoint at the end of
     # each. Those of stage 2 have four for steps and one for the evaluation; 4, 6 and 8 three more before for a prediction.
@@ -132,21 +121,14 @@ def test_checkpoints_within_epochs_are_those_asked_for_in_minutes(
     ]
 
 
-def test_the_time_that_a_checkpoint_takes_does_not_count(before_each, train_here, tmp_path, monkeypatch):
-    now, moments, within = 1e6, 0, []
-
-    def a_minute_later():
-        nonlocal now, moments
-        now, moments = now + 60, moments + 1
+def test_the_time_that_a_checkpoint_takes_does_not_count(clock, train_here, tmp_path, monkeypatch):
+    within = []
 
     def ten_minutes(directory, tensors, values, ranks):
-        nonlocal now
-        now += 600
+        clock.now += 600
         if values["position"][1]:
-            within.append(moments)
+            within.append(clock.moments)
 
-    before_each(a_minute_later)
-    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(checkpoint, "save_checkpoint", ten_minutes)
     assert train_here("--run-dir", tmp_path / "run", "--stages", "1,2", "--checkpoint-minutes", "3.5") == 0
     assert len(within) >= 5
