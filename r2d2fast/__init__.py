@@ -3,7 +3,16 @@
 from r2d2fast._backends import BackendStatus, backends
 from r2d2fast.bank import PseudoLabelBank
 from r2d2fast.errors import BackendError, BankError
-from r2d2fast.loss import FusedD2Loss, d2_step
+from r2d2fast.loss import FusedD2Loss, d2_loss, d2_step
 
-__all__ = ["BackendError", "BackendStatus", "BankError", "FusedD2Loss", "PseudoLabelBank", "backends", "d2_step"]
+__all__ = [
+    "BackendError",
+    "BackendStatus",
+    "BankError",
+    "FusedD2Loss",
+    "PseudoLabelBank",
+    "backends",
+    "d2_loss",
+    "d2_step",
+]
 __version__ = "0.1.0"
