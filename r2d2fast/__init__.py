@@ -3,6 +3,7 @@
 from r2d2fast._backends import BackendStatus, backends
 from r2d2fast.bank import PseudoLabelBank
 from r2d2fast.errors import BackendError, BankError
+from r2d2fast.indexed import with_index
 from r2d2fast.loss import FusedD2Loss, d2_loss, d2_step
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "backends",
     "d2_loss",
     "d2_step",
+    "with_index",
 ]
 __version__ = "0.1.0"
