@@ -55,6 +55,8 @@ class PseudoLabelBank(reference.Bank):
         slots: int32 ``[M]``, the row number of an unlabelled sample, −1−label of a labelled one.
         updates: int64 ``[1]``, how many there have been so far: the counter of stochastic rounding.
         host_rows: of a pinned bank: the same memory as ``pseudo_logits``, as a tensor of the host; wait for the device before.
+        sharded: whether this process has the rows of its own samples only (:class:`r2d2fast.data.ShardedPseudoLabelBank`).
+        ranks: how many processes' batches D_u counts by default.
         status: int32 ``[2]``, for GPU kernels: blocks that have finished (0 between steps), and what went wrong (:meth:`check`).
 
     Raises:
@@ -94,6 +96,9 @@ class PseudoLabelBank(reference.Bank):
         self.num_classes = num_classes
         self.storage = storage if storage in ("device", "pinned") else Path(storage)
         self.host_rows: Tensor | None = None
+        self.sharded = False
+        self.ranks = 1
+        self.warned_of_ranks = False
         if storage == "device":
             pseudo_logits = torch.zeros(rows, num_classes, dtype=dtype, device=device)
         elif storage == "pinned":
@@ -135,6 +140,10 @@ class PseudoLabelBank(reference.Bank):
         """Bytes of the rows: U·N times the size of an element."""
         return self.pseudo_logits.nbytes
 
+    def localize(self, index: Tensor) -> Tensor:
+        """What a step takes for the data set's sample numbers ``index`` ``[B]`` where the bank is ``sharded``."""
+        return index
+
     def predict_(self, index: Tensor, logits: Tensor, backend: str = "auto") -> None:
         """(Re)prediction: set the rows of the unlabelled samples among ``index`` to ``logits`` (rounded to nearest).
 
@@ -143,19 +152,23 @@ class PseudoLabelBank(reference.Bank):
         not finite: those samples keep the rows they had, all others are set. The GPU kernels, for which the host does not
         wait, skip both kinds of rows, and :meth:`check` raises.
         """
-        logits = logits.detach()
+        logits, numbers = logits.detach(), index
         check_batch(logits, index, self)
+        if self.sharded:
+            index = self.localize(index)
         skipped, first = choose(backend, logits, self.pseudo_logits).predict(self, index, apart(logits, self))
         torch.autograd.graph.increment_version(self.pseudo_logits)
         if skipped:
             raise ValueError(
-                f"{skipped} of {len(index)} rows of logits are not finite, first for sample {int(index[first])}; "
+                f"{skipped} of {len(index)} rows of logits are not finite, first for sample {int(numbers[first])}; "
                 "these samples keep the pseudo-logits they had, the others are set. Has the network diverged?"
             )
 
     def logits(self, index: Tensor) -> Tensor:
         """Pseudo-logits ỹ of the samples ``index`` ``[B]``: float32 ``[B, N]``, K·onehot(label) for labelled ones."""
         check_index(index)
+        if self.sharded:
+            index = self.localize(index)
         slots = reference.lookup(index, self.slots)
         unlabelled = slots >= 0
         rows = torch.zeros(len(slots), self.num_classes, device=self.device)
@@ -189,9 +202,8 @@ class PseudoLabelBank(reference.Bank):
             first + row for first, rows in self._pieces() for row in (~rows.isfinite().all(1)).nonzero()[:, 0].tolist()
         ]
         if bad:
-            sample = int((self.slots == bad[0]).nonzero()[0, 0])
             raise BankError(
-                f"{len(bad)} rows of {self!r} are not finite, first that of sample {sample}; "
+                f"{len(bad)} rows of {self!r} are not finite, first that of sample {self._sample_of(bad[0])}; "
                 "set them with predict_() or load a saved state"
             )
 
@@ -213,6 +225,9 @@ class PseudoLabelBank(reference.Bank):
             tensor.to(target) for tensor in (self.slots, self.updates, self.status)
         )
         return self
+
+    def _sample_of(self, row: int) -> int:
+        return int((self.slots == row).nonzero()[0, 0])
 
     def _pieces(self) -> Iterator[tuple[int, Tensor]]:
         """The rows in pieces and the number of the first of each: what is computed of a whole bank may be as large as it."""

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from r2d2fast import compiled
@@ -68,8 +69,10 @@ def d2_step(
         UserWarning: alpha <= beta, for which pseudo-labels do not follow the predictions (Theorem 1).
     """
     check_batch(logits, index, bank)
+    if bank.sharded:
+        index = bank.localize(index)
     options = StepOptions(
-        alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update, reduction
+        alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update, reduction, bank.ranks
     )
     if torch.compiler.is_compiling():
         return compiled.step(logits, index, bank, options, None, backend)
@@ -89,9 +92,24 @@ def _step(
     """The loss and its gradient, in eager mode."""
     options.check(bank.device)
     result = backend.step(apart(logits, bank), index, bank, options, statistics)
-    if options.update:  # in-place writes that autograd cannot see by itself
+    if options.update:
+        if not (bank.sharded or bank.warned_of_ranks):
+            _warn_of_ranks(bank)
+        # In-place writes that autograd cannot see by itself.
         torch.autograd.graph.increment_version(bank.pseudo_logits)
     return result
+
+
+def _warn_of_ranks(bank: PseudoLabelBank) -> None:
+    """Once for each bank, when it is first updated: of several processes, each of which would move its own copy."""
+    bank.warned_of_ranks = True
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        warnings.warn(
+            f"{dist.get_world_size()} processes train, and this bank has all rows on each: every process moves its own copy by "
+            "its own batches, and they diverge. Share the samples out with r2d2fast.data.ShardedBatchSampler and "
+            "ShardedPseudoLabelBank; or, if each process has a bank of samples that are its alone, set bank.sharded = True",
+            stacklevel=4,
+        )
 
 
 def d2_loss(
@@ -120,9 +138,10 @@ def d2_loss(
     Returns:
         The loss, a float32 scalar or, with ``reduction="none"``, ``[B]``. Errors and warnings as in :func:`d2_step`.
     """
+    check_bank(bank)
     update = update and torch.is_grad_enabled()
     options = StepOptions(
-        alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update, reduction
+        alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update, reduction, bank.ranks
     )
     loss = _loss(logits, index, bank, options, None, backend, sample_weight)
     if not torch.compiler.is_compiling():
@@ -143,6 +162,8 @@ def _loss(
     check_batch(logits, index, bank)
     if sample_weight is not None:
         return _weighted(logits, index, bank, options, statistics, backend, sample_weight)
+    if bank.sharded:
+        index = bank.localize(index)
     if torch.compiler.is_compiling():
         loss, grad = compiled.step(logits, index, bank, options, statistics, backend)
         return compiled.attach(logits, loss, grad, options.grad_scale)
@@ -172,6 +193,8 @@ def _weighted(
             f"sample_weight is {list(sample_weight.shape)} on {sample_weight.device}; "
             f"pass {list(index.shape)} on {logits.device}, one weight a row of logits"
         )
+    if not torch.compiler.is_compiling():
+        options.check(bank.device)  # as they were given: below they are others
     divisor, update_divisor = options.normalizer, options.update_normalizer
     if update_divisor is None and divisor is not None:
         update_divisor = divisor * options.batches
@@ -287,6 +310,8 @@ class FusedD2Loss(torch.nn.Module):
         """The same without autograd, for loops that call ``logits.backward(grad)``: the loss and its gradient, as of
         :func:`d2_step`, times ``grad_scale``. The update happens as in :meth:`forward`."""
         check_batch(logits, index, self.bank)
+        if self.bank.sharded:
+            index = self.bank.localize(index)
         backend = choose(self.backend, logits, self.bank.pseudo_logits)
         return _step(backend, logits.detach(), index, self.bank, self._options(grad_scale), self.statistics)
 
@@ -301,7 +326,7 @@ class FusedD2Loss(torch.nn.Module):
             self.update_normalizer,
             self.training and torch.is_grad_enabled(),
             self.reduction,
-            self.gradient_accumulation_steps,
+            self.gradient_accumulation_steps * self.bank.ranks,
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedD2Loss":

@@ -253,6 +253,7 @@ class TestBadUse:
             lambda: FusedD2Loss(bank, **options),
             lambda: d2_step(*batch, bank, **options),
             lambda: d2_loss(*batch, bank, **options),
+            lambda: d2_loss(*batch, bank, sample_weight=torch.ones(1), **options),
         ):
             with pytest.raises(error, match=message):
                 call()

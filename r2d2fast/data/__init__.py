@@ -9,6 +9,7 @@ from r2d2fast.data.photographs.load import PhotographOptions
 from r2d2fast.data.photographs.workers import LoaderError
 from r2d2fast.data.random_numbers import derive_seed, uniform
 from r2d2fast.data.resident import ResidentImages
+from r2d2fast.data.sharded import Partition, ShardedBatchSampler, ShardedPseudoLabelBank
 from r2d2fast.data.small_images import load_dataset
 from r2d2fast.data.split import split_labels
 from r2d2fast.data.split_files import read_split, write_split
@@ -21,9 +22,12 @@ __all__ = [
     "Dataset",
     "Images",
     "LoaderError",
+    "Partition",
     "PhotographImages",
     "PhotographOptions",
     "ResidentImages",
+    "ShardedBatchSampler",
+    "ShardedPseudoLabelBank",
     "consecutive_batches",
     "derive_seed",
     "load_dataset",
