@@ -55,7 +55,7 @@ class PseudoLabelBank(reference.Bank):
         slots: int32 ``[M]``, the row number of an unlabelled sample, −1−label of a labelled one.
         updates: int64 ``[1]``, how many there have been so far: the counter of stochastic rounding.
         host_rows: of a pinned bank: the same memory as ``pseudo_logits``, as a tensor of the host; wait for the device before.
-        sharded: whether this process has the rows of its own samples only (:class:`r2d2fast.data.ShardedPseudoLabelBank`).
+        sharded: whether this process has the rows of its own samples only (:class:`r2d2fast.ShardedPseudoLabelBank`).
         ranks: how many processes' batches D_u counts by default.
         status: int32 ``[2]``, for GPU kernels: blocks that have finished (0 between steps), and what went wrong (:meth:`check`).
 

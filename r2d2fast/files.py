@@ -2,27 +2,36 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that a crash or a full disk leaves either the old file or the new one, whole.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which becomes ``path`` at the end of the context; after a crash it is the old one or the new one, whole.
 
-    The content goes to a temporary file in the same directory, is synced to the disk and renamed; then the directory is
-    synced. Raises OSError, with the temporary file removed and the old one untouched, where the content cannot be written.
+    It has a temporary name in the same directory, is synced to the disk and renamed; then the directory is synced. Raises OSError
+    where it cannot be written; then, and after any other exception in the context, it is removed and the old one untouched.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
     os.replace(temporary, path)
     sync_directory(path.parent)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` as :func:`replacing` does."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def sync_directory(directory: Path) -> None:

@@ -106,7 +106,7 @@ def _warn_of_ranks(bank: PseudoLabelBank) -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         warnings.warn(
             f"{dist.get_world_size()} processes train, and this bank has all rows on each: every process moves its own copy by "
-            "its own batches, and they diverge. Share the samples out with r2d2fast.data.ShardedBatchSampler and "
+            "its own batches, and they diverge. Share the samples out with r2d2fast.ShardedBatchSampler and "
             "ShardedPseudoLabelBank; or, if each process has a bank of samples that are its alone, set bank.sharded = True",
             stacklevel=4,
         )

@@ -1,5 +1,7 @@
 """Results as text, written in one way wherever they are shown."""
 
+import csv
+import io
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +14,23 @@ def mean_std(values: Sequence[float], digits: int = 2) -> str:
         return NO_VALUE
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def probability(value: float) -> str:
+    """Of six digits, as files have it: that of a float32 softmax is not better."""
+    return f"{value:.6g}"
+
+
+def csv_rows(rows: Iterable[Sequence[str]]) -> bytes:
+    """Lines of a CSV file in UTF-8, with quotes where a cell needs them; file names that are no text are kept (PEP 383)."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode(errors="surrogateescape")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

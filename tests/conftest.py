@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
 
 from r2d2fast import BackendError
 from r2d2fast._backends import choose, native
+from tests.cases import slow_but
 from tests.cuda_host.backend import DEFINES, SOURCES, on_the_host
 from tests.cuda_host.build import build
 from tests.cuda_host.build import problem as no_harness
@@ -19,10 +20,12 @@ from tests.cuda_host.host import ORDERS, Host
 from tests.sizes import ON_A_GPU
 
 INSTRUCTION_SETS = native.cpu.module.instruction_sets() if native.cpu.module else []
+# The others of a kind run the same source: in `pytest -m slow`.
+FAST = {"reference", *(f"cpu-{name}" for name in INSTRUCTION_SETS[:1]), f"cuda-{ORDERS[0]}"}
 BACKENDS = [
-    "reference",
-    *(f"cpu-{name}" for name in INSTRUCTION_SETS),
-    *(f"cuda-{order}" for order in ORDERS),
+    *slow_but(
+        ["reference", *(f"cpu-{name}" for name in INSTRUCTION_SETS), *(f"cuda-{order}" for order in ORDERS)], FAST
+    ),
     *([pytest.param(f"{name}-gpu", marks=pytest.mark.gpu) for name in ("cuda", "triton")] if ON_A_GPU else ["triton"]),
 ]
 

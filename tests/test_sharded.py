@@ -11,8 +11,16 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from r2d2fast import BankError, FusedD2Loss, PseudoLabelBank, d2_step, with_index
-from r2d2fast.data import BatchSampler, ShardedBatchSampler, ShardedPseudoLabelBank
+from r2d2fast import (
+    BankError,
+    FusedD2Loss,
+    PseudoLabelBank,
+    ShardedBatchSampler,
+    ShardedPseudoLabelBank,
+    d2_step,
+    with_index,
+)
+from r2d2fast.data import BatchSampler
 from tests.processes import starting
 
 SAMPLES, CLASSES, UNLABELLED_EACH, LABELLED_EACH, STEPS = 101, 7, 6, 2, 2

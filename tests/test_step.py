@@ -9,11 +9,12 @@ from r2d2fast import d2_step, reference
 from r2d2fast.bank import DTYPES
 from r2d2fast.options import CLASS_LOSSES
 from r2d2fast.testing import check_step, make_bank
+from tests.cases import slow_but
 from tests.sizes import CLASSES, NARROW_AND_WIDE, ON_A_GPU
 
 
 @pytest.mark.parametrize("class_loss", CLASS_LOSSES)
-@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("classes", slow_but(CLASSES, {2, 10, 17, 65, 128, 1000}))
 def test_every_size(backend, classes, class_loss):
     logits, index = torch.randn(37, classes) * 3, torch.randint(0, 60, (37,))
     check_step(backend, logits, index, make_bank(60, classes), class_loss=class_loss, label_lr=40.0, normalizer=4.0)
@@ -22,7 +23,9 @@ def test_every_size(backend, classes, class_loss):
 @pytest.mark.parametrize("bank_dtype", DTYPES)
 @pytest.mark.parametrize("logits_dtype", DTYPES)
 @pytest.mark.parametrize("class_loss", CLASS_LOSSES)
-@pytest.mark.parametrize("classes", [5, 10, 33, 70, 129, *((1000, 1001, 5000) if ON_A_GPU else ())])
+@pytest.mark.parametrize(
+    "classes", slow_but([5, 10, 33, 70, 129, *((1000, 1001, 5000) if ON_A_GPU else ())], {10, 129})
+)
 def test_every_dtype(backend, classes, class_loss, logits_dtype, bank_dtype):
     logits, index = (torch.randn(23, classes) * 3).to(logits_dtype), torch.randint(0, 40, (23,))
     bank = make_bank(40, classes, dtype=bank_dtype)

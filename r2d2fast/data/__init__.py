@@ -6,15 +6,19 @@ from r2d2fast.data.folder import load_folder, load_imagenet
 from r2d2fast.data.order import Batch, BatchSampler, consecutive_batches, mixed_steps, shuffled_steps
 from r2d2fast.data.photographs.images import PhotographImages
 from r2d2fast.data.photographs.load import PhotographOptions
+from r2d2fast.data.photographs.tree import TEST_FRACTION
 from r2d2fast.data.photographs.workers import LoaderError
+from r2d2fast.data.preprocessing import Preprocessing
 from r2d2fast.data.random_numbers import derive_seed, uniform
 from r2d2fast.data.resident import ResidentImages
 from r2d2fast.data.sharded import Partition, ShardedBatchSampler, ShardedPseudoLabelBank
+from r2d2fast.data.small_folder import small_image_shape
 from r2d2fast.data.small_images import load_dataset
 from r2d2fast.data.split import split_labels
 from r2d2fast.data.split_files import read_split, write_split
 
 __all__ = [
+    "TEST_FRACTION",
     "Augmentation",
     "Batch",
     "BatchSampler",
@@ -25,6 +29,7 @@ __all__ = [
     "Partition",
     "PhotographImages",
     "PhotographOptions",
+    "Preprocessing",
     "ResidentImages",
     "ShardedBatchSampler",
     "ShardedPseudoLabelBank",
@@ -36,6 +41,7 @@ __all__ = [
     "mixed_steps",
     "read_split",
     "shuffled_steps",
+    "small_image_shape",
     "split_labels",
     "uniform",
     "write_split",

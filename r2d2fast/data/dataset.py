@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from r2d2fast.data.order import Batch
+from r2d2fast.data.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Images(Protocol):
         ...
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        """How batches are made for evaluation."""
+        ...
+
+    @property
     def bad_images(self) -> Mapping[str, str]:
         """Why, by name, of the images that could not be decoded, met and replaced so far."""
         ...
@@ -52,7 +58,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images of one data set.
+    """Training and test images of one data set. There may be no test images.
 
     Attributes:
         train, test: the images.
@@ -61,6 +67,7 @@ class Dataset:
         test_labels: int64 ``[T]``, on the CPU.
         class_names: N names.
         train_names: M names, as split files have them: a path within the data set, or the sample's number.
+        held_out: how many labelled samples were taken from the training part to test on, as there is no other test part.
     """
 
     train: Images
@@ -69,6 +76,7 @@ class Dataset:
     test_labels: Tensor
     class_names: Sequence[str]
     train_names: Sequence[str]
+    held_out: int = 0
 
     @property
     def num_classes(self) -> int:

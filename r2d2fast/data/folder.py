@@ -4,28 +4,54 @@ from pathlib import Path
 
 import torch
 
-from r2d2fast.data.dataset import Dataset
+from r2d2fast.data.dataset import Dataset, Images
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.photographs.images import PhotographImages
 from r2d2fast.data.photographs.load import PhotographOptions
 from r2d2fast.data.photographs.packed import is_packed, open_packed
-from r2d2fast.data.photographs.tree import TESTS, TRAIN, read_tree
+from r2d2fast.data.photographs.tree import TEST_FRACTION, TESTS, TRAIN, Tree, read_tree
+from r2d2fast.data.small_folder import load_small_images, small_image_shape
 
 _DEFAULTS = PhotographOptions()
 
 
-def load_folder(root: Path, device: torch.device, options: PhotographOptions = _DEFAULTS) -> Dataset:
+def load_folder(
+    root: Path,
+    device: torch.device,
+    options: PhotographOptions = _DEFAULTS,
+    test_fraction: float = TEST_FRACTION,
+) -> Dataset:
     """The images in a folder, or packed, as a data set; for layouts see ``tree.LAYOUTS``.
 
-    Names are paths within the training folder. Raises DataError if the folder has no such layout.
+    Images that all have one size of at most 64 pixels are decoded at once and kept on the device (:mod:`small_folder`); others
+    are photographs, decoded while training goes on. Names are paths within the training folder.
+
+    Args:
+        root: the folder.
+        device: where batches are wanted.
+        options: how photographs become batches; of small images only ``on_bad_image`` counts.
+        test_fraction: see ``tree.read_tree``.
+
+    Raises DataError if the folder has no such layout, or BadImageError for a small image that is damaged.
     """
-    tree = open_packed(root) if is_packed(root) else read_tree(root)
-    train, test = (PhotographImages(part.files, device, options) for part in (tree.train, tree.test))
-    return Dataset(train, test, tree.train.labels, tree.test.labels, tree.class_names, tree.train.files.names)
+    tree = open_packed(root) if is_packed(root) else read_tree(root, test_fraction)
+    shape = small_image_shape(root)
+    if shape is None:
+        return _photographs(tree, device, options)
+    return _dataset(tree, *load_small_images(tree, shape, device, options.on_bad_image))
+
+
+def _photographs(tree: Tree, device: torch.device, options: PhotographOptions) -> Dataset:
+    return _dataset(tree, *(PhotographImages(part.files, device, options) for part in (tree.train, tree.test)))
+
+
+def _dataset(tree: Tree, train: Images, test: Images) -> Dataset:
+    names = tree.train.files.names
+    return Dataset(train, test, tree.train.labels, tree.test.labels, tree.class_names, names, tree.held_out)
 
 
 def load_imagenet(root: Path, device: torch.device, options: PhotographOptions = _DEFAULTS) -> Dataset:
-    """ImageNet (ILSVRC 2012), or some classes of it: :func:`load_folder`, with its own word about what is missing."""
+    """ImageNet (ILSVRC 2012), or some classes of it: photographs, with its own word on what is missing; :func:`load_folder`."""
     if not is_packed(root) and not all((root / part).is_dir() for part in (TRAIN, TESTS[0])):
         raise DataError(
             f"no ImageNet in {root}: it needs\n"
@@ -37,4 +63,4 @@ def load_imagenet(root: Path, device: torch.device, options: PhotographOptions =
             f'  python -c \'import torchvision.datasets as d; [d.ImageNet("{root}", part) for part in ("train", "val")]\'\n'
             "unpacks and sorts them. Or name a folder that python -m r2d2fast.data.pack has written"
         )
-    return load_folder(root, device, options)
+    return _photographs(open_packed(root) if is_packed(root) else read_tree(root), device, options)

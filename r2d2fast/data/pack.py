@@ -11,6 +11,7 @@ import tyro
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.photographs.load import OnBadImage
 from r2d2fast.data.photographs.packing import QUALITY, SHORT_SIDE, pack
+from r2d2fast.data.photographs.tree import TEST_FRACTION
 from r2d2fast.data.photographs.workers import LoaderError
 
 PROGRAM = "python -m r2d2fast.data.pack"
@@ -41,6 +42,9 @@ class Arguments:
     on_bad_image: OnBadImage = "error"
     """What a damaged image does: stop the packing, or be left out and listed."""
 
+    test_fraction: float = TEST_FRACTION
+    """Of the labelled images of each class, the share that is packed as test part where the folder has none; 0 for none."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Pack as the command line says; the exit status: 0 done, 1 it cannot be done, 2 no such flag, 130 interrupted."""
@@ -53,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             chosen.quality,
             chosen.workers,
             chosen.on_bad_image,
+            chosen.test_fraction,
         )
     except (DataError, LoaderError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from r2d2fast.data.dataset import Augmentation
 from r2d2fast.data.order import Batch, keys_of
+from r2d2fast.data.preprocessing import Preprocessing
 from r2d2fast.data.random_numbers import uniform
 
 BORDERS = ("background", "reflect")
@@ -43,12 +44,21 @@ class ResidentImages:
         pixels: uint8 ``[M, C, H, W]``; fastest to take over if channels last.
         mean, std: float32 ``[C]`` in units of pixel values, of the training images; batches hold (pixel − mean) · (1 / std).
         device: where the images are kept and the batches made.
+        bad_images: why, by name, of the images that were damaged and have been replaced in ``pixels``.
     """
 
-    def __init__(self, pixels: Tensor, mean: Tensor, std: Tensor, device: torch.device) -> None:
+    def __init__(
+        self,
+        pixels: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        device: torch.device,
+        bad_images: dict[str, str] | None = None,
+    ) -> None:
         samples, channels, height, width = pixels.shape
         self.shape = (channels, height, width)
-        self.bad_images: dict[str, str] = {}  # nothing is left to decode
+        self.preprocessing = Preprocessing("small images", self.shape, tuple(mean.tolist()), tuple(std.tolist()))
+        self.bad_images = bad_images or {}
         self._samples = samples
         # One row of an image is the unit of copying: [M · H, W · C], so that a shift down is a choice of rows.
         channels_last = pixels.permute(0, 2, 3, 1).contiguous()

@@ -55,16 +55,6 @@ ALL_LABELS = Variant("all-labels", "all labels", {"stages": (1,), "num_labels": 
 R2D2 = Variant("r2d2", "R2-D2", {"stages": (2, 3)}, start=LABELS_ALONE)
 
 
-def override(config: Config, overrides: dict[str, Any]) -> Config:
-    """``config`` with the values of ``overrides``, by the names of the trainer's flags."""
-    for flag, value in overrides.items():
-        stage, _, name = flag.rpartition(".")
-        config = replace(
-            config, **({stage: replace(getattr(config, stage), **{name: value})} if stage else {name: value})
-        )
-    return config
-
-
 def d2_alone(two: Stage2) -> dict[str, Any]:
     """The overrides for a stage 2 without R2: it ends before the first reprediction, after 300 of 600 epochs on CIFAR-10."""
     return {

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from r2d2fast.experiments.paper import R2D2, Variant, override
+from r2d2fast.experiments.paper import R2D2, Variant
 from r2d2fast.train.config import Config
+from r2d2fast.train.recipes import override
 from r2d2fast.train.run_directory import NETWORK
 
 

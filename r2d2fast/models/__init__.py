@@ -3,15 +3,18 @@
 from r2d2fast.models.backbones import BACKBONES, make_model
 from r2d2fast.models.batch_norm import with_bn_groups
 from r2d2fast.models.export import export_onnx, export_safetensors
+from r2d2fast.models.feature_extractor import FeatureExtractor, make_feature_extractor
 from r2d2fast.models.pretrained import PretrainedError, load_pretrained
 from r2d2fast.models.small import small_convnet
 
 __all__ = [
     "BACKBONES",
+    "FeatureExtractor",
     "PretrainedError",
     "export_onnx",
     "export_safetensors",
     "load_pretrained",
+    "make_feature_extractor",
     "make_model",
     "small_convnet",
     "with_bn_groups",

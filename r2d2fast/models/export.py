@@ -1,6 +1,7 @@
 """A trained network as bytes, for other programs to use."""
 
 import copy
+import json
 from collections.abc import Mapping
 
 import safetensors.torch
@@ -14,13 +15,23 @@ def export_safetensors(model: nn.Module, metadata: Mapping[str, str]) -> bytes:
     Args:
         model: on any device, in any memory format.
         metadata: written to the file's header, for people and programs: backbone, classes, normalisation.
+
+    Returns:
+        The same bytes for the same network and metadata.
     """
     # Each a copy of its own: the format knows neither strides nor tensors that share memory.
     tensors = {
         key: torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format).copy_(tensor)
         for key, tensor in model.state_dict().items()
     }
-    return safetensors.torch.save(tensors, dict(metadata))
+    content = safetensors.torch.save(tensors)
+    # The library writes metadata in a random order. The header's length, 8 bytes, comes first; then the header, padded so that
+    # tensors are aligned; then the tensors, from whose beginning their offsets count.
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8:end])}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
 
 
 def export_onnx(model: nn.Module, shape: tuple[int, int, int]) -> bytes:

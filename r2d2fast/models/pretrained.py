@@ -40,7 +40,7 @@ def load_pretrained(model: nn.Module, path: Path) -> str | None:
     own: dict[str, Tensor] = model.state_dict()
     other_shapes = [key for key in own if key in weights and own[key].shape != weights[key].shape]
     message = None
-    classifier = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1] + "."
+    classifier = classifier_name(model) + "."
     if other_shapes and all(
         key.startswith(classifier) and own[key].shape[1:] == weights[key].shape[1:] for key in other_shapes
     ):
@@ -64,6 +64,11 @@ def load_pretrained(model: nn.Module, path: Path) -> str | None:
         )
     model.load_state_dict(own | weights)
     return message
+
+
+def classifier_name(model: nn.Module) -> str:
+    """The name of the last linear layer or convolution."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ from r2d2fast.train.run_directory import CONFIG, METRICS, RESULTS, SPLIT
 _SETTINGS = {"dataset": str, "seed": int, "split": int, "num_labels": int, "stages": list}
 _OF_AN_EPOCH = {"stage": int, "epoch": int, "test_error": float}
 _OF_A_STAGE = {"stage": int, "epochs": int, "test_error": float}
+# None where the data set has no test samples.
+_MAY_BE_NONE = ("test_error",)
 _WAY_OUT = "restore it, or leave the run out"
 
 
@@ -145,6 +147,8 @@ def _parsed(text: str, place: str) -> dict[str, Any]:
 def _check(values: dict[str, Any], kinds: dict[str, type], place: str) -> None:
     """Raise ReportError unless every key is there with a value of its type; an integer counts as a float, too."""
     for name, kind in kinds.items():
+        if name in _MAY_BE_NONE and values.get(name, ...) is None:
+            continue
         value = values.get(name)
         good = isinstance(value, int | float) and math.isfinite(value) if kind is float else isinstance(value, kind)
         if not good:

@@ -1,6 +1,7 @@
 """What a trainer is made of, as a configuration has it."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,23 @@ from r2d2fast.train.precision import DTYPES
 from r2d2fast.train.ranks import Ranks
 
 
+def network_arguments(config: Config, shape: tuple[int, int, int], num_classes: int) -> dict[str, Any]:
+    """What :func:`make_model` is called with for images of ``shape`` (C, H, W), the name of the backbone and weights apart."""
+    return {
+        "num_classes": num_classes,
+        "in_channels": shape[0],
+        "image_size": shape[1],
+        "bn_groups": config.bn_groups,
+        "input_noise": config.input_noise,
+        "weight_norm": config.weight_norm,
+    }
+
+
 def make_network(config: Config, shape: tuple[int, int, int], num_classes: int, device: torch.device) -> nn.Module:
     """The backbone for images of ``shape`` (C, H, W). Raises ConfigError for one that is not there, or takes no such images."""
     try:
         model = make_model(
-            config.backbone,
-            num_classes,
-            shape[0],
-            shape[1],
-            bn_groups=config.bn_groups,
-            input_noise=config.input_noise,
-            weight_norm=config.weight_norm,
-            pretrained=config.pretrained,
+            config.backbone, **network_arguments(config, shape, num_classes), pretrained=config.pretrained
         )
     except PretrainedError as error:
         raise ConfigError(f"--pretrained {config.pretrained}: {error}") from error

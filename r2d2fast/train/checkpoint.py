@@ -20,13 +20,12 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from r2d2fast.files import sync_directory
+from r2d2fast.tables import counted
 from r2d2fast.train.errors import TrainingError
-from r2d2fast.train.files import write_atomically, writing
+from r2d2fast.train.files import CURRENT, PREVIOUS, said_of_checkpoints, write_atomically, writing
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.trainer import Trainer
 
-CURRENT = "checkpoint"
-PREVIOUS = "checkpoint.previous"
 TEMPORARY = "checkpoint.tmp"
 VALUES = "values.json"
 MANIFEST = "manifest.json"
@@ -72,7 +71,9 @@ class Checkpoints:
 
     def last(self) -> str:
         """A sentence that names the last checkpoint."""
-        return f"The last good checkpoint, after {self.epochs} epochs, is {self.directory / CURRENT}."
+        if not (self.directory / CURRENT).exists():
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint, after {counted(self.epochs, 'epoch')}, is {self.directory / CURRENT}."
 
 
 def save_checkpoint(directory: Path, tensors: dict[str, Any], values: dict[str, Any], ranks: Ranks) -> None:
@@ -97,7 +98,7 @@ def save_checkpoint(directory: Path, tensors: dict[str, Any], values: dict[str, 
         # PyTorch's own writer does not say that a disk is full, but that it is at an unexpected position.
         problem = TrainingError(
             f"cannot write {temporary}: {_reason(error)}. Is the disk full? Free some space, or name another --run-dir. "
-            "Checkpoints written before are good: --resume goes on from them."
+            + said_of_checkpoints(temporary)
         )
     if ranks.any(problem is not None):
         if ranks.rank == 0:

@@ -1,5 +1,7 @@
 """Which numbers a configuration may hold: all checks that need no more than the configuration and the size of the data."""
 
+from dataclasses import fields
+
 import torch
 
 from r2d2fast.data import mixed_steps, shuffled_steps
@@ -69,6 +71,18 @@ def check_photographs(config: Config) -> None:
     )
     for flag, pixels in (("--translate", config.translate), ("--cutout", config.cutout)):
         _require(pixels == 0, flag, pixels, "0 for photographs, which are cropped at random")
+
+
+def check_small_images(config: Config, side: int) -> None:
+    """Raise ConfigError for what images of at most 64 pixels, which are kept as they are, cannot have."""
+    defaults = {field.name: field.default for field in fields(Config)}
+    for name in ("image_size", "resize"):
+        flag, pixels = "--" + name.replace("_", "-"), getattr(config, name)
+        if pixels not in (defaults[name], side):
+            raise ConfigError(
+                f"{flag} {pixels}: all images of this folder have one size of at most 64 pixels, and are trained on as they are; "
+                "leave the flag out, or resize the files"
+            )
 
 
 def check_schedule(config: Config, labelled: int, unlabelled: int, ranks: int) -> None:

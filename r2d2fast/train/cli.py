@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,8 +19,9 @@ from r2d2fast.train.config import Config
 from r2d2fast.train.dry_run import print_plan
 from r2d2fast.train.errors import ConfigError, LostRankError, TrainingError
 from r2d2fast.train.ranks import Ranks, join_ranks
-from r2d2fast.train.recipes import RECIPES
+from r2d2fast.train.recipes import RECIPES, recipe_for
 from r2d2fast.train.run import evaluate, run
+from r2d2fast.train.run_directory import CONFIG, read_config
 from r2d2fast.train.summary import print_errors, print_runs, print_summary
 
 PROGRAM = "python -m r2d2fast.train"
@@ -81,8 +83,7 @@ def _act(config: Config, ranks: Ranks, console: Console) -> None:
         return
     finished = []
     for number in range(config.runs):
-        assert config.split is not None
-        one = replace(config, seed=config.seed + number, split=config.split + number)
+        one = _of_run(config, number)
         directory = _directory(one, number)
         if config.eval_only:
             print_errors(evaluate(one, directory, console, ranks), directory, console)
@@ -97,18 +98,55 @@ def _act(config: Config, ranks: Ranks, console: Console) -> None:
 def parse(arguments: list[str]) -> Config:
     """The configuration of a command line, ``split`` resolved.
 
+    Defaults are those of the data set's recipe; with --resume and --eval-only those of the run in the directory, if there is one.
     Raises ConfigError for an unknown data set, no runs, and seeds out of range; exits with status 2 for what is no flag or no
     value of one.
     """
     # The data set first, because its recipe gives the defaults of everything else.
-    (dataset, _) = tyro.cli(_dataset, args=arguments, prog=PROGRAM, return_unknown_args=True, add_help=False)
+    (dataset, data_dir, goes_on), _ = tyro.cli(
+        _first, args=arguments, prog=PROGRAM, return_unknown_args=True, add_help=False
+    )
     if dataset not in RECIPES:
         raise ConfigError(
             f"--dataset {dataset}: unknown; accepted: {', '.join(RECIPES)}. {PROGRAM} --help lists the flags"
         )
-    config = tyro.cli(
-        Config, args=arguments, default=RECIPES[dataset].config, prog=PROGRAM, config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    # A flag that is only there where it changes the recipe may be that of a run whose recipe is not known yet.
+    markers = () if goes_on else (tyro.conf.FlagCreatePairsOff,)
+    read = partial(tyro.cli, Config, args=arguments, prog=PROGRAM, config=markers)
+    config = _checked(read(default=recipe_for(dataset, data_dir).config))
+    held = _held(config) if goes_on else None
+    return config if held is None else _checked(read(default=held))
+
+
+def _first(
+    dataset: str = "digits", data_dir: Path = Path("data"), resume: bool = False, eval_only: bool = False
+) -> tuple[str, Path, bool]:
+    return dataset, data_dir, resume or eval_only
+
+
+def _held(config: Config) -> Config | None:
+    """The configuration of the run that ``config`` goes on with, or of the first of several that is there."""
+    for number in range(config.runs):
+        directory = _directory(_of_run(config, number), number)
+        held = read_config(directory)
+        if held is not None:
+            assert held.split is not None
+            return replace(held, seed=held.seed - number, split=held.split - number)
+    if config.run_dir is not None and config.runs == 1 and (config.run_dir / "run0" / CONFIG).exists():
+        raise ConfigError(
+            f"{config.run_dir} holds several runs: add --runs with their number, or name one of them, "
+            f"--run-dir {config.run_dir / 'run0'}"
+        )
+    return None
+
+
+def _of_run(config: Config, number: int) -> Config:
+    assert config.split is not None
+    return replace(config, seed=config.seed + number, split=config.split + number)
+
+
+def _checked(config: Config) -> Config:
+    """``config`` with ``split`` resolved."""
     if config.runs < 1:
         raise ConfigError(f"--runs {config.runs}: must be at least 1")
     split = config.seed if config.split is None else config.split
@@ -117,10 +155,6 @@ def parse(arguments: list[str]) -> Config:
         if not 0 <= number <= SEEDS - config.runs:
             raise ConfigError(f"{flag} {number}: must be 0 to {SEEDS - config.runs}")
     return replace(config, split=split)
-
-
-def _dataset(dataset: str = "digits") -> str:
-    return dataset
 
 
 def _directory(config: Config, number: int) -> Path:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from r2d2fast.data import TEST_FRACTION
 from r2d2fast.data.photographs.load import Decoder, OnBadImage
 
 
@@ -115,6 +116,10 @@ class Config:
     split_file: Path | None = None
     """A file that names the labelled samples instead, a line of file name and class for each. Its number of lines then takes
     the place of --num-labels."""
+
+    test_fraction: float = TEST_FRACTION
+    """Of the labelled images of each class, the share that is kept for tests where a folder has no part for them; 0 for none:
+    then all are trained on, and there is no test error."""
 
     num_labels: int
     """Number of labelled samples, the same of each class; 0 takes every label there is."""
@@ -246,7 +251,7 @@ class Config:
 
     image_size: int = 224
     """Side in pixels of the square that the network sees (imagenet, folder). In training it is cut at random, from 8 % of the
-    image to all of it."""
+    image to all of it. A folder whose images all have one size of at most 64 pixels is trained on as it is."""
 
     resize: int = 256
     """Shorter side in pixels to which evaluation resizes an image, from whose centre it cuts the square (imagenet, folder)."""

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from r2d2fast.data import ResidentImages
 from r2d2fast.train.callback import Callback
 from r2d2fast.train.config import Config
 from r2d2fast.train.evaluation import EVALUATION_BATCH
 from r2d2fast.train.load_data import load_data
 from r2d2fast.train.ranks import Ranks
-from r2d2fast.train.recipes import RECIPES, flags
+from r2d2fast.train.recipes import flags, recipe_for
 from r2d2fast.train.schedule import Epoch, batch_size
 from r2d2fast.train.threads import cpu_threads
 from r2d2fast.train.trainer import Trainer
@@ -45,7 +46,7 @@ def scratch_trainer(config: Config, ranks: Ranks) -> Trainer:
 
 
 def _print_settings(config: Config, console: Console) -> None:
-    recipe = RECIPES[config.dataset]
+    recipe = recipe_for(config.dataset, config.data_dir)
     defaults = flags(recipe.config)
     table = Table(title="settings, and where they are from")
     for heading in ("setting", "value", "from"):
@@ -84,7 +85,12 @@ def _print_memory(trainer: Trainer, console: Console) -> None:
     parameters = list(trainer.model.parameters())
     network = sum(parameter.nbytes for parameter in parameters)
     largest = max(batch_size(trainer.config, stage) for stage in trainer.config.stages) // trainer.ranks.count
+    images = trainer.data.train
+    kept = (
+        f"kept on the device, {images.nbytes} bytes" if isinstance(images, ResidentImages) else "loaded batch by batch"
+    )
     lines = (
+        f"Images: {len(images)} of {' x '.join(map(str, images.shape))} to train on, {kept}.",
         f"Network: {sum(parameter.numel() for parameter in parameters)} parameters, {network} bytes; "
         "as much again for gradients, and for momentum.",
         f"Bank: {len(trainer.unlabelled)} x {trainer.data.num_classes} pseudo-logits, {trainer.bank.nbytes} bytes on this rank.",
@@ -173,11 +179,12 @@ class _Clock(Callback):
 
 
 def _seconds_per_image(trainer: Trainer) -> float:
-    samples = torch.arange(min(EVALUATION_BATCH, len(trainer.data.test)))
+    images = trainer.data.test if len(trainer.data.test) else trainer.data.train
+    samples = torch.arange(min(EVALUATION_BATCH, len(images)))
     seconds = []
     for _ in range(2):  # the first time memory is allocated
         began = time.perf_counter()
-        for _ in trainer.evaluator.logits(trainer.data.test, samples):
+        for _ in trainer.evaluator.logits(images, samples):
             _synchronize(trainer)
         seconds.append(time.perf_counter() - began)
     return seconds[-1] / len(samples)

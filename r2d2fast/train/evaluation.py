@@ -50,11 +50,16 @@ class Evaluator:
             if number < common:
                 self.between_batches()
 
-    def test_errors(self, dataset: Dataset) -> dict[str, float]:
-        """``test_error`` on the test images, in percent; with many classes ``test_error_top5``, too. Every rank calls this."""
+    def test_errors(self, dataset: Dataset) -> dict[str, float | None]:
+        """``test_error`` on the test images, in percent; with many classes ``test_error_top5``, too. Every rank calls this.
+
+        None where there are no test images.
+        """
         device = self.ranks.device
-        part = self.ranks.part(len(dataset.test))
         kinds = {"test_error": 1} | ({"test_error_top5": 5} if dataset.num_classes >= CLASSES_FOR_TOP5 else {})
+        if len(dataset.test) == 0:
+            return dict.fromkeys(kinds)
+        part = self.ranks.part(len(dataset.test))
         right = torch.zeros(len(kinds), dtype=torch.int64, device=device)
         for index, logits in self.logits(dataset.test, torch.arange(part.start, part.stop)):
             labels = dataset.test_labels[index].to(device)
@@ -62,6 +67,13 @@ class Evaluator:
             right += torch.stack([hits[:, :k].sum() for k in kinds.values()])
         wrong = len(dataset.test) - self.ranks.sum_(right)
         return {kind: 100 * count / len(dataset.test) for kind, count in zip(kinds, wrong.tolist(), strict=True)}
+
+
+def most_probable(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits ``[B, N]`` the class, int64 ``[B]``, that test errors are counted with, and its probability, float32 ``[B]``."""
+    # Not the largest probability: softmax can round two to the same number.
+    classes = logits.topk(1).indices
+    return classes[:, 0], logits.softmax(1).gather(1, classes)[:, 0]
 
 
 def pseudo_label_error(hard_labels: Tensor, unlabelled: Tensor, true_labels: Tensor) -> float | None:

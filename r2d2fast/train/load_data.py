@@ -6,13 +6,15 @@ from r2d2fast.data import (
     DataError,
     Dataset,
     PhotographOptions,
+    ResidentImages,
     load_dataset,
     load_folder,
     load_imagenet,
     read_split,
+    small_image_shape,
     split_labels,
 )
-from r2d2fast.train.checks import check_photographs
+from r2d2fast.train.checks import check_photographs, check_small_images
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.ranks import Ranks
@@ -32,12 +34,20 @@ def load_data(config: Config, ranks: Ranks) -> tuple[Dataset, Tensor]:
 
 def _load(config: Config, ranks: Ranks) -> Dataset:
     if config.dataset in ("imagenet", "folder"):
-        check_photographs(config)
-        load = load_imagenet if config.dataset == "imagenet" else load_folder
+        shape = small_image_shape(config.data_dir) if config.dataset == "folder" else None
+        if shape is None:
+            check_photographs(config)
+        else:
+            check_small_images(config, max(shape[1:]))
         options = PhotographOptions(
             config.image_size, config.resize, config.workers, config.on_bad_image, config.decoder
         )
-        return load(config.data_dir, ranks.device, options)
+        if config.dataset == "imagenet":
+            return load_imagenet(config.data_dir, ranks.device, options)
+        dataset = load_folder(config.data_dir, ranks.device, options, config.test_fraction)
+        if isinstance(dataset.train, ResidentImages) and ranks.rank > 0:
+            dataset.train.bad_images.clear()  # every rank has decoded all images, and they are counted over the ranks
+        return dataset
     if config.download and ranks.rank > 0:
         ranks.barrier()  # rank 0 downloads
     dataset = load_dataset(config.dataset, config.data_dir, ranks.device, config.download and ranks.rank == 0)

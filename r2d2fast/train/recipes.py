@@ -4,9 +4,11 @@
 all but the digits and Fashion-MNIST a starting point that no run has confirmed yet.
 """
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from r2d2fast.data import small_image_shape
 from r2d2fast.train.config import Config, Stage1, Stage2, Stage3
 
 PAPER, REFERENCE, OURS = "paper", "reference implementation", "ours"
@@ -47,6 +49,16 @@ def flags(config: Config) -> dict[str, Any]:
         else:
             result[field.name] = value
     return result
+
+
+def override(config: Config, overrides: dict[str, Any]) -> Config:
+    """``config`` with the values of ``overrides``, by the names of the trainer's flags."""
+    for flag, value in overrides.items():
+        stage, _, name = flag.rpartition(".")
+        config = replace(
+            config, **({stage: replace(getattr(config, stage), **{name: value})} if stage else {name: value})
+        )
+    return config
 
 
 # The reference implementation's run of CIFAR-10, on which the recipes for other data sets of its kind build. It repredicts after
@@ -181,3 +193,24 @@ _RECIPES: dict[str, Settings] = {
 }  # fmt: skip
 
 RECIPES = {name: _recipe(name, settings) for name, settings in _RECIPES.items()}
+
+# A folder whose images all have one size of at most 64 pixels. Batches are as large as for other folders, of which few images
+# may be unlabelled; the network takes images of any size.
+SMALL_FOLDER = _recipe(
+    "folder",
+    _SMALL
+    | {
+        "num_labels": (0, OURS),
+        "backbone": ("small", OURS),
+        "label_lr": (1000.0, OURS),  # the reference implementation's effective step, for a batch of 128
+        "stage1.batch": (64, OURS),
+        "stage2.unlabelled_batch": (96, OURS),
+        "stage2.labelled_batch": (32, OURS),
+        "stage3.batch": (128, OURS),
+    },
+)
+
+
+def recipe_for(dataset: str, data_dir: Path) -> Recipe:
+    """The recipe of a data set, for ``folder`` that of the kind of images in ``data_dir``. Raises KeyError for another name."""
+    return SMALL_FOLDER if dataset == "folder" and small_image_shape(data_dir) is not None else RECIPES[dataset]

@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,28 @@ from rich.console import Console
 
 from r2d2fast.machine import describe_run, versions
 from r2d2fast.models import export_onnx, export_safetensors
+from r2d2fast.tables import counted
 from r2d2fast.train.build import bank_file
 from r2d2fast.train.checkpoint import find_checkpoint, keep_good, load_tensors, read_values
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError, DivergenceError, TrainingError
 from r2d2fast.train.files import write_atomically
+from r2d2fast.train.labels import write_labels
 from r2d2fast.train.load_data import load_data
+from r2d2fast.train.network_file import describe_network
 from r2d2fast.train.pictures import draw_curves, draw_pseudo_labels
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.run_callback import RunCallback
-from r2d2fast.train.run_directory import LOCK, NETWORK, ONNX, keep_split_file, locked, open_directory, write_results
+from r2d2fast.train.run_directory import (
+    LOCK,
+    NETWORK,
+    ONNX,
+    check_same_run,
+    keep_split_file,
+    locked,
+    open_directory,
+    write_results,
+)
 from r2d2fast.train.threads import cpu_threads
 from r2d2fast.train.trainer import Trainer
 
@@ -53,24 +66,27 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
             console.print(_threads(trainer), highlight=False)
         _train(trainer, directory, console)
         with cpu_threads(trainer.threads):  # whose number is in the description
+            write_labels(trainer, directory, console)
             about = {"machine": describe_run(ranks.device, ranks.count), "versions": versions()}
-        results = summarize(config, trainer.history) | about
+        results = summarize(config, trainer.history) | {"held_out": data.held_out} | about
         # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
         ranks.on_first(lambda: _finish(trainer, directory, results))
     return results
 
 
-def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, float]:
+def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, float | None]:
     """The test errors of the network in the last good checkpoint of ``directory``, in which nothing changes.
 
-    Raises TrainingError if there is none.
+    Raises TrainingError if there is none, or the data set has not the classes that the run has learned.
     """
     if config.bank_storage != "pinned":
         config = replace(config, bank_storage="device")  # a file may be the bank of a run that goes on
-    trainer = Trainer(config, *load_data(config, ranks), ranks)
     path = _find(directory, console, ranks)
     if path is None:
         raise TrainingError(f"{directory} has no checkpoint to evaluate; name the --run-dir of a run that has begun")
+    ranks.on_first(lambda: check_same_run(directory, config))
+    trainer = Trainer(config, *load_data(config, ranks), ranks)
+    _check_classes(read_values(path), trainer, directory)
     load_tensors(path, {"network": trainer.model.state_dict()}, ranks)
     with cpu_threads(trainer.threads):
         return trainer.evaluator.test_errors(trainer.data)
@@ -88,15 +104,29 @@ def _resume(trainer: Trainer, directory: Path, console: Console) -> None:
     if path is None:
         return
     values = read_values(path)
+    _check_classes(values, trainer, directory)
     trainer.load_values(values)
     load_tensors(path, trainer.tensors(), trainer.ranks)
     trainer.ranks.on_first(lambda: keep_good(path))
     epochs, step = trainer.position
-    steps = f" and {step} steps" if step else ""
+    steps = f" and {counted(step, 'step')}" if step else ""
     console.print(f"resumed after {epochs} of {len(trainer.schedule)} epochs{steps}")
     before, now = values["precision"], trainer.precision.name
     if before != now:
         console.print(f"--precision auto, {before} on the machine before, is {now} on this one", soft_wrap=True)
+
+
+def _check_classes(values: dict[str, Any], trainer: Trainer, directory: Path) -> None:
+    """Raise ConfigError unless the data set's classes are those of a checkpoint: a network knows only their numbers."""
+    learned, found = values["classes"], list(trainer.data.class_names)
+    if learned != found:
+        place, before, now = next(
+            (place, *pair) for place, pair in enumerate(zip_longest(learned, found)) if pair[0] != pair[1]
+        )
+        raise ConfigError(
+            f"the run in {directory} has learned {len(learned)} classes, --data-dir {trainer.config.data_dir} has {len(found)}: "
+            f"number {place} is {before!r} there and {now!r} here; name a data set with the same classes"
+        )
 
 
 def _threads(trainer: Trainer) -> str:
@@ -117,8 +147,7 @@ def _finish(trainer: Trainer, directory: Path, results: dict[str, Any]) -> None:
     model, config = trainer.model, trainer.config
     draw_curves(directory, trainer.history)
     draw_pseudo_labels(directory, trainer.history)
-    about = {"backbone": config.backbone, "dataset": config.dataset, "classes": "\n".join(trainer.data.class_names)}
-    write_atomically(directory / NETWORK, export_safetensors(model, about))
+    write_atomically(directory / NETWORK, export_safetensors(model, describe_network(trainer)))
     if config.onnx:
         try:
             write_atomically(directory / ONNX, export_onnx(model, trainer.data.train.shape))

@@ -17,7 +17,7 @@ from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError, TrainingError
 from r2d2fast.train.files import write_atomically, writing
 from r2d2fast.train.ranks import Ranks
-from r2d2fast.train.recipes import flags
+from r2d2fast.train.recipes import RECIPES, flags, override
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -29,55 +29,109 @@ LOCK = "lock"
 # A directory with any of them holds a run.
 RUN_FILES = (CONFIG, CURRENT, PREVIOUS, METRICS, RESULTS)
 
+# What one command does, and the next one need not.
+OF_A_COMMAND = {
+    *("download", "run_dir", "resume", "eval_only", "dry_run", "runs", "tensorboard", "profile", "onnx"),
+}
 # They say where and how to run, not what: two runs that differ in nothing else are the same run.
-NOT_COMPARED = {
-    *(
-        "data_dir",
-        "download",
-        "run_dir",
-        "resume",
-        "eval_only",
-        "dry_run",
-        "runs",
-        "device",
-        "threads",
-        "compile",
-        "workers",
-    ),
-    *("decoder", "log_interval", "checkpoint_minutes", "tensorboard", "profile", "onnx", "bank_storage"),
+NOT_COMPARED = OF_A_COMMAND | {
+    *("data_dir", "device", "threads", "compile", "workers", "decoder", "log_interval", "checkpoint_minutes"),
+    "bank_storage",
 }
 
 
 def open_directory(directory: Path, config: Config) -> dict[str, Any] | None:
     """Make ``directory`` the run's own, or find that it is already. Returns the results of a finished run.
 
-    Raises ConfigError if it holds a run and ``config.resume`` is off, or a run of another or an unknown configuration;
-    TrainingError if it cannot be written.
+    Of several runs (``config.runs``) a finished one counts as it is, so that those which are missing can be added; any other run
+    is gone on with on request only. Raises ConfigError if there is a run and ``config.resume`` is off, or a run of another or an
+    unknown configuration; TrainingError if the directory cannot be written.
     """
-    path = directory / CONFIG
-    asked = _comparable(config)
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        found = [name for name in RUN_FILES if (directory / name).exists()]
-    if not found:
-        write_atomically(path, _json(asked))
+    if not _run_files(directory):
+        write_atomically(directory / CONFIG, _json(_settings(config)))
         return None
+    _check_known(directory)
+    finished = (directory / RESULTS).exists()
+    if not (config.resume or (config.runs > 1 and finished)):
+        without = "" if finished else ", which is not finished"
+        raise ConfigError(
+            f"{directory} already holds a run{without}: go on with it by --resume, or name another --run-dir"
+        )
+    check_same_run(directory, config)
+    return _read_json(directory / RESULTS) if finished else None
+
+
+def check_same_run(directory: Path, config: Config) -> None:
+    """Raise ConfigError where ``directory`` holds a run of another configuration, or of one that cannot be told."""
+    _check_known(directory)
+    held, asked = _read_json(directory / CONFIG), _settings(config)
+    differing = sorted(
+        name for name in (asked.keys() | held.keys()) - NOT_COMPARED if asked.get(name) != held.get(name)
+    )
+    if differing:
+        differences = "; ".join(
+            f"{name} is {_shown(held, name)} there, {_shown(asked, name)} asked for" for name in differing
+        )
+        raise ConfigError(
+            f"{directory} holds a run of another configuration: {differences}. "
+            "Leave these flags out, and its own settings are taken, or name another --run-dir"
+        )
+
+
+def _check_known(directory: Path) -> None:
+    found = _run_files(directory)
     if CONFIG not in found:
         raise ConfigError(
             f"{directory} already holds a run ({', '.join(found)}) but no {CONFIG}, so which run it is cannot be told: "
             f"restore {CONFIG}, or name another --run-dir"
         )
-    if not config.resume:
-        raise ConfigError(f"{directory} already holds a run: go on with it by --resume, or name another --run-dir")
+
+
+def read_config(directory: Path) -> Config | None:
+    """The configuration of the run in ``directory``; None if there is none. Raises ConfigError for a damaged one."""
+    path = directory / CONFIG
+    if not path.exists():
+        return None
     held = _read_json(path)
-    differing = sorted(name for name in asked.keys() | held.keys() if asked.get(name) != held.get(name))
-    if differing:
-        differences = "; ".join(f"{name} is {held.get(name)} there, {asked.get(name)} asked for" for name in differing)
+    dataset = held.get("dataset")
+    if dataset not in RECIPES:
         raise ConfigError(
-            f"{directory} holds a run of another configuration: {differences}. "
-            "Resume it with the same flags, or name another --run-dir"
+            f"{path}: dataset is {dataset!r}; accepted: {', '.join(RECIPES)}. Restore it, or name another --run-dir"
         )
-    return _read_json(directory / RESULTS) if RESULTS in found else None
+    # What a newer version has no value for in an older one's run is the recipe's, and found to differ where that counts.
+    recipe = RECIPES[dataset].config
+    return override(
+        recipe,
+        {name: _as_type_of(value, held[name], name, path) for name, value in flags(recipe).items() if name in held},
+    )
+
+
+# Beside data_dir, which every recipe has.
+_PATHS = ("split_file", "pretrained")
+
+
+def _as_type_of(usual: Any, held: Any, name: str, path: Path) -> Any:
+    """What JSON ``held`` stands for, of a setting whose recipe has the value ``usual``."""
+    if isinstance(held, str) and (isinstance(usual, Path) or name in _PATHS):
+        return Path(held)
+    if isinstance(held, list) and isinstance(usual, tuple):
+        return tuple(held)
+    number = isinstance(held, int | float) and not isinstance(held, bool)
+    if (isinstance(usual, float) and number) or type(held) is type(usual) or usual is None:
+        return held
+    raise ConfigError(
+        f"{path}: {name} is {held!r}, in place of {usual!r} or the like: restore it, or name another --run-dir"
+    )
+
+
+def _run_files(directory: Path) -> list[str]:
+    return [name for name in RUN_FILES if (directory / name).exists()]
+
+
+def _shown(settings: dict[str, Any], name: str) -> str:
+    return str(settings[name]) if name in settings else "unknown"
 
 
 @contextmanager
@@ -134,9 +188,13 @@ def write_results(directory: Path, results: dict[str, Any]) -> None:
     write_atomically(directory / RESULTS, _json(results))
 
 
-def _comparable(config: Config) -> dict[str, Any]:
+def _settings(config: Config) -> dict[str, Any]:
+    """All that ``config.json`` has."""
+    settings = {name: value for name, value in flags(config).items() if name not in OF_A_COMMAND}
+    # To be found by a command that is given in another folder.
+    settings["data_dir"] = config.data_dir.absolute()
     # Through JSON and back, so that a tuple here equals the list that was read there.
-    return json.loads(_json({name: value for name, value in flags(config).items() if name not in NOT_COMPARED}))
+    return json.loads(_json(settings))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,15 +1,20 @@
 """What a run says when it is over."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from r2d2fast.tables import mean_std
+from r2d2fast.tables import NO_VALUE, counted, mean_std
+from r2d2fast.train.labels import LABELS
+from r2d2fast.train.run_directory import NETWORK
+
+NO_TEST_ERROR = "no test error, as there are no test samples"
 
 
-def print_errors(errors: dict[str, float], directory: Path, console: Console) -> None:
+def print_errors(errors: dict[str, float | None], directory: Path, console: Console) -> None:
     """Print the test errors of a network that was only evaluated."""
     console.print(f"{_errors(errors)}: the network in {directory}", highlight=False, soft_wrap=True)
 
@@ -17,20 +22,29 @@ def print_errors(errors: dict[str, float], directory: Path, console: Console) ->
 def print_summary(results: dict[str, Any], directory: Path, console: Console) -> None:
     """Print the errors after each stage, the times, and where the files are."""
     for entry in results["stages"]:
-        d2 = f" (before R2 {entry['d2_test_error']:.2f} %)" if "d2_test_error" in entry else ""
+        d2 = entry.get("d2_test_error")
+        before_r2 = "" if d2 is None else f" (before R2 {d2:.2f} %)"
         rate, outside = entry["images_per_second"], entry["outside_network"]
         speed = "" if rate is None else f", {rate:.0f} images/s"
         share = "" if outside is None else f", {100 * outside:.0f} % of the time outside the network"
         console.print(
-            f"stage {entry['stage']}: {_errors(entry)} after {entry['epochs']} epochs{d2}; "
+            f"stage {entry['stage']}: {_errors(entry)} after {counted(entry['epochs'], 'epoch')}{before_r2}; "
             f"{entry['seconds']:.0f} s{speed}{share}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if results["held_out"]:
+        console.print(
+            f"{results['held_out']} labelled images were kept for tests, since the data set has no test part; --test-fraction "
+            "changes how many (0: all of them are trained on, and there is no test error)",
             highlight=False,
             soft_wrap=True,
         )
     if results["bad_images"]:
         console.print(f"{results['bad_images']} images could not be decoded and were replaced", highlight=False)
     console.print(
-        f"{results['seconds']:.0f} s; results, metrics, pictures, network and checkpoints are in {directory}",
+        f"{results['seconds']:.0f} s; in {directory} are {LABELS}, the class of every training sample, {NETWORK}, results, "
+        f"metrics, pictures and checkpoints. To label others: python -m r2d2fast.predict {shlex.quote(str(directory))} SOURCE",
         highlight=False,
         soft_wrap=True,
     )
@@ -46,12 +60,18 @@ def print_runs(results: list[dict[str, Any]], console: Console) -> None:
         table.add_column(f"stage {stage}", justify="right")
     columns = [[run["stages"][place]["test_error"] for run in results] for place in range(len(stages))]
     for place, run in enumerate(results):
-        table.add_row(str(run["seed"]), str(run["split"]), *(f"{column[place]:.2f}" for column in columns))
+        table.add_row(str(run["seed"]), str(run["split"]), *(_percent(column[place]) for column in columns))
     table.add_section()
-    table.add_row("mean ± std", "", *map(mean_std, columns))
+    table.add_row("mean ± std", "", *(mean_std([error for error in column if error is not None]) for column in columns))
     console.print(table)
 
 
+def _percent(error: float | None) -> str:
+    return NO_VALUE if error is None else f"{error:.2f}"
+
+
 def _errors(entry: dict[str, Any]) -> str:
+    if entry["test_error"] is None:
+        return NO_TEST_ERROR
     top5 = f", top-5 {entry['test_error_top5']:.2f} %" if "test_error_top5" in entry else ""
     return f"test error {entry['test_error']:.2f} %{top5}"

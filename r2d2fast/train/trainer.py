@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from r2d2fast import FusedD2Loss
 from r2d2fast.data import Augmentation, Batch, BatchSampler, Dataset, derive_seed
+from r2d2fast.tables import counted
 from r2d2fast.train.build import make_bank, make_network, make_optimizer
 from r2d2fast.train.callback import Callback
 from r2d2fast.train.checks import check_schedule, check_values
@@ -164,7 +165,8 @@ class Trainer:
             else:  # on to the end, where all ranks hear of it
                 finite = False
         if self.ranks.any(not finite):
-            raise DivergenceError(f"predicted logits are not finite after {self.position.epoch} epochs; {DIVERGED}")
+            done = counted(self.position.epoch, "epoch")
+            raise DivergenceError(f"predicted logits are not finite after {done}; {DIVERGED}")
         self.theorems.predicted()
 
     def batches(self) -> list[Batch]:
@@ -296,6 +298,7 @@ class Trainer:
             "scaler": self.precision.scaler.state_dict(),
             "precision": self.precision.name,
             "threads": self.threads,
+            "classes": list(self.data.class_names),
         }
 
     def load_values(self, values: dict[str, Any]) -> None:

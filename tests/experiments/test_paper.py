@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from r2d2fast.experiments.paper import TABLES, Paper, figure2_variants, override
+from r2d2fast.experiments.paper import TABLES, Paper, figure2_variants
 from r2d2fast.experiments.runs import Repetition
 from r2d2fast.train.checks import check_schedule
 from r2d2fast.train.errors import ConfigError
-from r2d2fast.train.recipes import RECIPES, flags
+from r2d2fast.train.recipes import RECIPES, flags, override
 from r2d2fast.train.schedule import make_schedule
 
 CIFAR10 = RECIPES["cifar10"].config

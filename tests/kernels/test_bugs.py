@@ -44,7 +44,7 @@ class Bug(NamedTuple):
     message: str
 
 
-STEP = (test_step.test_index_dtypes, TRITON, torch.int64)
+STEP = (test_step.test_indices, TRITON, torch.int64, 1)
 LONG_TILE = (test_triton.test_every_tile_agrees_with_the_definition, LONG)
 LABELLED = (test_rules.TestLabelledSamples().test_touch_no_row, TRITON, 10)
 LONG_PASS = (test_triton.test_one_pass, LONG, "kl_reverse")

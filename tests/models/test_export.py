@@ -1,3 +1,4 @@
+import json
 import sys
 
 import pytest
@@ -31,6 +32,20 @@ def test_safetensors_hold_the_weights_and_the_metadata(network, tmp_path):
     load_pretrained(again, path)
     images = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(again.eval()(images), network.eval()(images))
+
+
+def test_the_same_network_gives_the_same_bytes_in_the_order_of_names(network, tmp_path):
+    about = {name: "é" * place for place, name in enumerate("zyxwvutsrqponm")}
+    contents = {export_safetensors(network, metadata) for metadata in (about, dict(reversed(about.items())))}
+    assert len(contents) == 1
+    (content,) = contents
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0
+    assert list(json.loads(content[8 : 8 + length])["__metadata__"]) == sorted(about)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == about
 
 
 def test_tensors_that_share_memory_are_each_written_out(tmp_path):

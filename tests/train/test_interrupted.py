@@ -251,9 +251,14 @@ def test_a_full_disk_costs_nothing_but_the_wait(tmp_path, train_here, finished, 
 
 def test_a_disk_that_is_full_at_the_end_costs_no_training(tmp_path, train_here, finished, capsys, monkeypatch):
     directory = shutil.copytree(finished, tmp_path / "run")
-    for name in ("results.json", "network.safetensors", "labelled.txt"):
+    for name in ("results.json", "network.safetensors", "labelled.txt", "labels.csv"):
         (directory / name).unlink()
-    for limit, named in ((100, "labelled.txt"), (10_000, "curves.png"), (80_000, "network.safetensors")):
+    for limit, named in (
+        (100, "labelled.txt"),
+        (10_000, "labels.csv"),
+        (45_000, "curves.png"),
+        (80_000, "network.safetensors"),
+    ):
         with file_size_limit(limit):
             assert train_here("--run-dir", directory, "--resume") == 1
         error = capsys.readouterr().err

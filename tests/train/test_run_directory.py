@@ -116,7 +116,7 @@ def test_a_run_of_fewer_stages_is_another_run(tmp_path, train_here, capsys):
     assert (directory / "curves.png").exists()
     assert not (directory / "pseudo_labels.png").exists()
     assert train_here("--stages", "1", "--run-dir", directory, "--resume") == 0
-    assert train_here("--run-dir", directory, "--resume") == 2
+    assert train_here("--stages", "1,2,3", "--run-dir", directory, "--resume") == 2
     assert "stages is [1] there, [1, 2, 3] asked for" in capsys.readouterr().err
 
 

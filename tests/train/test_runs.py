@@ -2,13 +2,16 @@
 
 import json
 import os
-import re
 import shutil
 import statistics
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from same_run import assert_same_run, metrics, results
 
+from r2d2fast.data import small_images
+from r2d2fast.train import cli
 from r2d2fast.train.checkpoint import CURRENT, VALUES
 
 # --- --runs
@@ -68,13 +71,34 @@ def test_only_what_is_missing_is_run(two_runs, train_here, tmp_path, capsys):
     directory = shutil.copytree(two_runs, tmp_path / "runs")
     shutil.rmtree(directory / "run1")
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
-    assert train_here("--runs", 2, "--run-dir", directory) == 2  # as a single run
-    assert f"{directory / 'run0'} already holds a run" in capsys.readouterr().err
-    assert train_here("--runs", 2, "--resume", "--run-dir", directory) == 0
+    assert train_here("--runs", 2, "--run-dir", directory) == 0
     assert_table(capsys.readouterr().out, directory, [(0, 0), (1, 1)])
     assert_same_run(directory / "run1", two_runs / "run1")
     after = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
     assert before.items() <= after.items()
+
+
+def test_one_of_several_runs_that_is_not_finished_goes_on_on_request_only(two_runs, train_here, tmp_path, capsys):
+    directory = shutil.copytree(two_runs, tmp_path / "runs")
+    (directory / "run1" / "results.json").unlink()
+    assert train_here("--runs", 2, "--run-dir", directory) == 2
+    error = capsys.readouterr().err
+    assert f"{directory / 'run1'} already holds a run, which is not finished: go on with it by --resume" in error
+    assert train_here("--runs", 2, "--run-dir", directory, "--resume") == 0
+    assert_same_run(directory / "run1", two_runs / "run1")
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_several(two_runs, train_here, capsys):
+    assert train_here("--runs", 2, "--alpha", 0.2, "--run-dir", two_runs) == 2
+    assert "alpha is 0.1 there, 0.2 asked for" in capsys.readouterr().err
+
+
+def test_a_first_run_is_the_first_of_several(train_here, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train_here("--stages", 1) == 0
+    assert train_here("--stages", 1, "--runs", 2) == 0
+    assert "runs/digits-labels50-split0-seed0 holds a finished run; nothing to do." in capsys.readouterr().out
+    assert sorted(os.listdir("runs")) == ["digits-labels50-split0-seed0", "digits-labels50-split1-seed1"]
 
 
 def test_seeds_and_splits_count_from_those_given_and_directories_are_named_by_them(
@@ -150,12 +174,88 @@ def test_eval_only_without_a_checkpoint_says_so(train_here, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_eval_only_with_another_network_says_that_it_does_not_fit(finished, train_here, capsys):
-    assert train_here("--eval-only", "--run-dir", finished, "--backbone", "torchvision:resnet18") == 1
-    error = capsys.readouterr().err
-    assert re.search(rf"the checkpoint {finished / CURRENT} does not fit this run: .+", error)
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--backbone", "torchvision:resnet18"), "backbone is small there, torchvision:resnet18 asked for"),
+        (("--num-labels", 100, "--seed", 3), "num_labels is 50 there, 100 asked for; seed is 0 there, 3 asked for"),
+        (("--dataset", "mnist"), "dataset is digits there, mnist asked for"),
+        (("--flip",), "flip is False there, True asked for"),
+    ],
+)
+def test_a_flag_that_contradicts_the_run_is_an_error(flags, said, finished, train_here, capsys):
+    before = content(finished)
+    for command in ("--eval-only", "--resume"):
+        assert train_here(command, "--run-dir", finished, *flags) == 2
+        assert f"{finished} holds a run of another configuration: {said}. " in capsys.readouterr().err
+    assert content(finished) == before
 
 
-def test_eval_only_of_the_labels_of_a_run_are_not_asked_for(finished, train_here, capsys):
-    assert train_here("--eval-only", "--run-dir", finished, "--num-labels", 100, "--seed", 3) == 0
-    assert printed(json.loads((finished / "results.json").read_text())["test_error"]) in capsys.readouterr().out
+# --- settings of the run's directory
+
+
+def test_the_directory_alone_says_which_run_it_is(finished, tmp_path, capsys, monkeypatch):
+    """No flag of TINY, none of whose numbers is the recipe's."""
+    error = results(finished)["test_error"]
+    directory = shutil.copytree(finished, tmp_path / "run")
+    (directory / "results.json").unlink()
+    monkeypatch.setattr("r2d2fast.train.trainer.Trainer.run_epoch", lambda *_: pytest.fail("trained"))
+    assert cli.main(["--eval-only", f"--run-dir={directory}"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{printed(error)}{directory}"]
+    assert cli.main(["--resume", f"--run-dir={directory}"]) == 0
+    assert_same_run(directory, finished)
+
+
+def test_flags_that_say_where_and_how_may_be_given_anew(finished, tmp_path):
+    assert cli.parse(["--eval-only", f"--run-dir={finished}"]).data_dir == Path("data").absolute()
+    config = cli.parse(["--eval-only", f"--run-dir={finished}", "--data-dir=elsewhere", "--workers=3", "--no-flip"])
+    assert (config.data_dir, config.workers, config.flip) == (Path("elsewhere"), 3, False)
+    assert config.stage2.lrs == (0.1, 0.05, 0.01)
+
+
+def test_without_a_run_the_recipe_is_taken(tmp_path):
+    for words in ([], ["--dataset=cifar10"]):
+        fresh, resumed = (cli.parse([*words, f"--run-dir={tmp_path}", *more]) for more in ([], ["--resume"]))
+        assert resumed == replace(fresh, resume=True)
+
+
+def test_several_runs_have_the_settings_of_the_first_that_is_there(two_runs, tmp_path, capsys):
+    directory = shutil.copytree(two_runs, tmp_path / "runs")
+    for missing in (None, "run0"):
+        if missing:
+            shutil.rmtree(directory / missing)
+        config = cli.parse(["--resume", "--runs=2", f"--run-dir={directory}"])
+        assert (config.seed, config.split, config.stage1.epochs) == (0, 0, 4)
+    assert cli.main(["--resume", f"--run-dir={two_runs}"]) == 2
+    assert f"{two_runs} holds several runs: add --runs with their number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("dataset", "nothing", "dataset is 'nothing'; accepted: digits,"),
+        ("alpha", "much", "alpha is 'much', in place of 0.1 or the like"),
+        ("stages", 1, "stages is 1, in place of (1, 2, 3) or the like"),
+        ("flip", 1, "flip is 1, in place of False or the like"),
+    ],
+)
+def test_settings_that_cannot_be_are_named_with_their_file(name, value, said, finished, tmp_path, capsys):
+    directory = shutil.copytree(finished, tmp_path / "run")
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    assert cli.main(["--resume", f"--run-dir={directory}"]) == 2
+    assert f"{path}: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["--eval-only", "--resume"])
+def test_a_data_set_of_other_classes_is_refused(command, finished, tmp_path, capsys, monkeypatch):
+    directory = shutil.copytree(finished, tmp_path / "run")
+    (directory / "results.json").unlink()
+    original = small_images._digits
+    monkeypatch.setitem(
+        small_images._READERS,
+        "digits",
+        lambda *of: replace(original(*of), class_names=list("0123456798")),
+    )
+    assert cli.main([command, f"--run-dir={directory}"]) == 2
+    assert "number 8 is '8' there and '9' here" in capsys.readouterr().err

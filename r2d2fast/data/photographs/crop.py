@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, from_numpy
 
+Interpolation = Literal["bilinear", "bicubic"]
 # torchvision's defaults, with which ImageNet figures are made (Szegedy et al., CVPR 2015).
 _SCALE = (0.08, 1.0)
 _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
@@ -43,7 +44,7 @@ class Crop(NamedTuple):
 
     Attributes:
         top, left, height, width: what is cut from the photograph,
-        rows, columns: resized to this, by the antialiased bilinear filter;
+        rows, columns: resized to this, by an antialiased filter;
         down, across: where in that the crop begins,
         size: its side;
         mirrored: left to right, at last.
@@ -60,10 +61,10 @@ class Crop(NamedTuple):
     size: int
     mirrored: bool
 
-    def of(self, pixels: np.ndarray) -> Tensor:
+    def of(self, pixels: np.ndarray, interpolation: Interpolation = "bilinear") -> Tensor:
         """The crop of ``pixels`` (uint8 ``[H, W, 3]``): uint8 ``[1, 3, size, size]``, channels last."""
         part = pixels[self.top : self.top + self.height, self.left : self.left + self.width]
-        image = resized(part, (self.rows, self.columns))
+        image = resized(part, (self.rows, self.columns), interpolation)
         crop = image[:, :, self.down : self.down + self.size, self.across : self.across + self.size]
         return crop.flip(-1) if self.mirrored else crop
 
@@ -93,8 +94,8 @@ def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
     return int(short_side * height / shorter), int(short_side * width / shorter)
 
 
-def resized(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """``pixels`` (uint8 ``[H, W, 3]``), by the antialiased bilinear filter: uint8 ``[1, 3, *size]``, channels last."""
+def resized(pixels: np.ndarray, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> Tensor:
+    """``pixels`` (uint8 ``[H, W, 3]``), by an antialiased filter: uint8 ``[1, 3, *size]``, channels last."""
     # The first axis comes before the others are permuted: only so does PyTorch see channels last, and skip the planar layout.
     image = from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    return image if image.shape[2:] == size else F.interpolate(image, size, mode="bilinear", antialias=True)
+    return image if image.shape[2:] == size else F.interpolate(image, size, mode=interpolation, antialias=True)

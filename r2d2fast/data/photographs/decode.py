@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from r2d2fast.data.errors import DataError
 
@@ -52,6 +52,18 @@ def jpeg_header(data: bytes | memoryview) -> tuple[int, int, str] | None:
     return (height, width, colours) if height * width <= 2 * (Image.MAX_IMAGE_PIXELS or np.inf) else None
 
 
+def image_header(data: bytes | memoryview) -> tuple[int, int, bool] | None:
+    """Height, width and whether an image file is grey, from its header alone; None where there is none that can be read."""
+    header = jpeg_header(data)
+    if header is not None:
+        return header[0], header[1], header[2] == "Gray"
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width, image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
+    except Exception:  # see decode()
+        return None
+
+
 def decode(data: bytes | memoryview, name: str) -> np.ndarray:
     """Pixels of an image file in full size: uint8 ``[H, W, 3]``, RGB.
 
@@ -81,4 +93,7 @@ def decode(data: bytes | memoryview, name: str) -> np.ndarray:
         raise
     except Exception as error:
         # On damaged bytes Pillow's readers raise whatever they stumble over: OSError, SyntaxError, struct.error, IndexError …
-        raise BadImageError(name, f"not a readable image ({error or type(error).__name__})") from error
+        # Pillow's own text of this one has the address of a Python object in it.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "of no format that Pillow knows" if unknown else error or type(error).__name__
+        raise BadImageError(name, f"not a readable image ({reason})") from error

@@ -12,6 +12,7 @@ from r2d2fast.data.photographs.decode import BadImageError
 from r2d2fast.data.photographs.load import MEAN, STD, Load, PhotographOptions
 from r2d2fast.data.photographs.tree import Files
 from r2d2fast.data.photographs.workers import load_batches
+from r2d2fast.data.preprocessing import Preprocessing
 
 
 class PhotographImages:
@@ -38,6 +39,7 @@ class PhotographImages:
             require_dali()
         self.files = files
         self.shape = (3, options.image_size, options.image_size)
+        self.preprocessing = Preprocessing("photographs", self.shape, MEAN, STD, 255.0, options.resize)
         self.bad_images: dict[str, str] = {}
         self._device = device
         self._options = options

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from r2d2fast.data.dataset import Augmentation
 from r2d2fast.data.order import Batch, keys_of
-from r2d2fast.data.photographs.crop import RANDOM_NUMBERS, Crop, centre_crop, random_crop
+from r2d2fast.data.photographs.crop import RANDOM_NUMBERS, Crop, Interpolation, centre_crop, random_crop
 from r2d2fast.data.photographs.decode import BadImageError, decode
 from r2d2fast.data.photographs.tree import Files
 from r2d2fast.data.random_numbers import uniform
@@ -34,6 +34,7 @@ class PhotographOptions:
             show. To leave such images out for good, pack the data set with ``--on-bad-image skip``.)
         decoder: ``"cpu"``: the loader processes decode and resize. ``"dali"``: they only read, and NVIDIA DALI decodes and
             resizes on the training device (:mod:`r2d2fast.data.photographs.dali`).
+        interpolation: by which filter the CPU resizes.
 
     Raises ValueError for a value that is not accepted.
     """
@@ -43,6 +44,7 @@ class PhotographOptions:
     workers: int = 0
     on_bad_image: OnBadImage = "error"
     decoder: Decoder = "cpu"
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         for name, accepted in (("on_bad_image", OnBadImage), ("decoder", Decoder)):
@@ -99,4 +101,4 @@ class Load:
         """Write the crop of an encoded photograph into ``image``, uint8 ``[3, size, size]``. Raises BadImageError."""
         pixels = decode(data, self.files.names[sample])
         height, width, _ = pixels.shape
-        image.copy_(self.crop(height, width, numbers).of(pixels)[0])
+        image.copy_(self.crop(height, width, numbers).of(pixels, self.options.interpolation)[0])

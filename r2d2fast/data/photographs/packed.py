@@ -49,7 +49,8 @@ class PackedFiles:
         self._ends = ends
         self._checksums = checksums
         with open(path, "rb") as file:
-            self._bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            # An empty file, of a part without images, cannot be mapped.
+            self._bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(ends) else b"")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,8 +80,8 @@ def open_packed(root: Path) -> Tree:
             raise ValueError(f"its format is {header['format']!r}, not {FORMAT!r}")
         if header["version"] != VERSION:
             raise ValueError(f"its version is {header['version']}; this r2d2fast reads {VERSION}")
-        parts = [_open_part(root, name, header["parts"][name]) for name in PARTS]
-        return Tree(header["classes"], *parts)
+        train, test = (_open_part(root, name, header["parts"][name]) for name in PARTS)
+        return Tree(header["classes"], train, test)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise DataError(f"{root} is not a packed data set that can be used: {reason}. Pack the images again") from error

@@ -1,14 +1,11 @@
 """Writing a packed copy of an image folder, which loads more than twice as fast."""
 
-import fcntl
 import io
 import json
 import os
-import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +18,14 @@ from rich.progress import track
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.names import Names
 from r2d2fast.data.order import Batch, consecutive_batches
+from r2d2fast.data.partial_folder import partial_folder, writing
 from r2d2fast.data.photographs.crop import resized, resized_shape
 from r2d2fast.data.photographs.decode import BadImageError, decode, is_jpeg
 from r2d2fast.data.photographs.load import OnBadImage
 from r2d2fast.data.photographs.packed import FORMAT, HEADER, PARTS, VERSION, is_packed
-from r2d2fast.data.photographs.tree import LAYOUTS, Files, Part, read_tree
+from r2d2fast.data.photographs.tree import LAYOUTS, TEST_FRACTION, Files, Part, read_tree
 from r2d2fast.data.photographs.workers import load_batches
-from r2d2fast.files import replace_file, sync_directory
+from r2d2fast.files import replace_file
 
 SHORT_SIDE = 256
 QUALITY = 90
@@ -43,6 +41,7 @@ def pack(
     quality: int = QUALITY,
     workers: int = 0,
     on_bad_image: OnBadImage = "error",
+    test_fraction: float = TEST_FRACTION,
 ) -> dict[str, Any]:
     """Write the images of ``source`` to the folder ``dest``, in the format of :mod:`r2d2fast.data.photographs.packed`.
 
@@ -61,6 +60,7 @@ def pack(
         workers: processes that decode and encode; 0: this one.
         on_bad_image: ``"error"``: the first damaged image raises BadImageError. ``"skip"``: damaged images are left out, and
             listed in the header.
+        test_fraction: see :func:`tree.read_tree`.
 
     Returns:
         The header, as ``pack.json`` has it.
@@ -76,9 +76,9 @@ def pack(
         raise DataError(f"--short-side is {short_side}; accepted: 1 or more pixels")
     if not 1 <= quality <= 100:
         raise DataError(f"--quality is {quality}; accepted: 1 to 100")
-    tree = read_tree(source)
+    tree = read_tree(source, test_fraction)
     encode = _Encode(short_side, quality)
-    with _partial_folder(dest) as partial:
+    with partial_folder(dest) as partial:
         header = {
             "format": FORMAT,
             "version": VERSION,
@@ -90,45 +90,9 @@ def pack(
                 for name, part in zip(PARTS, (tree.train, tree.test), strict=True)
             },
         }
-        with _writing(partial / HEADER):
+        with writing(partial / HEADER):
             replace_file(partial / HEADER, (json.dumps(header, indent=1) + "\n").encode())
     return header
-
-
-@contextmanager
-def _partial_folder(dest: Path) -> Iterator[Path]:
-    """A new folder that becomes ``dest`` if the block comes to its end, and is removed if it does not."""
-    partial = dest.with_name(dest.name + ".partial")
-    with _writing(dest):
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(dest.with_name(dest.name + ".lock"), "w")  # noqa: SIM115
-    with lock:
-        try:
-            # Held by the process, so that one that is killed lets it go.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another process is packing to {dest}; wait for it, or name another destination") from None
-        try:
-            with _writing(dest):
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-            yield partial
-            with _writing(dest):
-                os.rename(partial, dest)
-                sync_directory(dest.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            os.unlink(lock.name)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror}. Free some space or mend its permissions, or name another destination"
-        ) from error
 
 
 def _write_part(
@@ -141,7 +105,7 @@ def _write_part(
     skipped: dict[str, str] = {}
     path = directory / f"{name}.images"
     # Around the closing, too, which writes what is left.
-    with _writing(path), open(path, "wb") as file:
+    with writing(path), open(path, "wb") as file:
         for sample, image in _encoded(part.files, encode, workers, name):
             if isinstance(image, bytes):
                 file.write(image)
@@ -156,7 +120,7 @@ def _write_part(
                 raise image
         file.flush()
         os.fsync(file.fileno())
-    if not kept:
+    if len(part.files) and not kept:
         raise DataError(f"none of the {len(part.files)} images of part {name!r} can be decoded; {LAYOUTS}")
     names = Names.of(part.files.names[sample] for sample in kept)
     index = io.BytesIO()
@@ -168,7 +132,7 @@ def _write_part(
         names=names.text,
         name_ends=names.ends.astype("<i8"),
     )
-    with _writing(directory / f"{name}.npz"):
+    with writing(directory / f"{name}.npz"):
         replace_file(directory / f"{name}.npz", index.getvalue())
     return {
         "images": len(kept),

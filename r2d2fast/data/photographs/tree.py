@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,11 +18,11 @@ LABEL_FILE = "labels.txt"
 TRAIN = "train"
 # The first that is there: ImageNet's own test/ has no labels.
 TESTS = ("val", "test")
-# Of a folder without a part for tests, one labelled image in so many of each class is kept for them.
-HELD_OUT = 5
+TEST_FRACTION = 0.2
+"""Of the labelled images of each class, the share that a folder without a part for tests keeps for them."""
 LAYOUTS = f"""accepted:
   DIR/{TRAIN}/CLASS/*.jpg and DIR/{TESTS[0]}/CLASS/*.jpg (or {TESTS[1]}), a folder for each class;
-  DIR/CLASS/*.jpg: one labelled image in {HELD_OUT} is held out to test on;
+  DIR/CLASS/*.jpg: of the labelled images, --test-fraction are held out to test on;
   DIR/*.jpg with DIR/{LABEL_FILE}, lines 'FILENAME CLASS'; images without a line are unlabelled. {TRAIN}/ and {TESTS[0]}/ can have
     the same form;
   what python -m r2d2fast.data.pack has written.
@@ -71,51 +71,78 @@ class Part:
 
 @dataclass(frozen=True)
 class Tree:
-    """The images of a data set, encoded."""
+    """The images of a data set, encoded.
+
+    Attributes:
+        class_names: N names.
+        train, test: the images; there may be none to test on.
+        held_out: how many labelled images were taken from the others for ``test``, since there is no part for tests.
+    """
 
     class_names: Sequence[str]
     train: Part
     test: Part
+    held_out: int = 0
 
 
-def read_tree(root: Path) -> Tree:
+def read_tree(root: Path, test_fraction: float = TEST_FRACTION) -> Tree:
     """The images below ``root`` in one of the layouts of :data:`LAYOUTS`, in the order of their names.
 
     Classes are numbered in the order of their names, by value if they are whole numbers. Files and folders whose names begin with
     a dot are left out. Raises DataError if there is no such layout, naming what is wrong.
+
+    Args:
+        root: the folder.
+        test_fraction: of the labelled images of each class, the share that is kept for tests where there is no part for them,
+            at least one of a class of two or more; 0 for none.
     """
+    if not 0 <= test_fraction < 1:
+        raise DataError(f"--test-fraction is {test_fraction}; accepted: at least 0, for no test images, and below 1")
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; {LAYOUTS}")
     test_directory = next((root / name for name in TESTS if (root / name).is_dir()), None)
     if (root / TRAIN).is_dir():
-        if test_directory is None:
-            raise DataError(f"{root} has {TRAIN}/ but neither {' nor '.join(TESTS)}/; {LAYOUTS}")
-        train, test = _classes_by_name(root / TRAIN), _classes_by_name(test_directory)
-        _check_test_classes(train, test, test_directory)
-        directories = root / TRAIN, test_directory
+        train = _classes_by_name(root / TRAIN)
+        if test_directory is not None:
+            test = _classes_by_name(test_directory)
+            _check_test_classes(train, test, test_directory)
+        elif test_fraction:
+            raise DataError(
+                f"{root} has {TRAIN}/ but neither {' nor '.join(TESTS)}/; add one of them, or --test-fraction 0 to go without "
+                f"test images; {LAYOUTS}"
+            )
+        else:
+            test = {}
+        directories = root / TRAIN, test_directory or root
+        held_out = 0
     else:
-        train, test = _hold_out(_classes_by_name(root))
+        train, test = _hold_out(_classes_by_name(root), test_fraction)
         directories = root, root
+        held_out = len(test)
     class_names = sorted({name for name in train.values() if name is not None}, key=_class_order)
     if len(class_names) < 2:
         raise DataError(
             f"{directories[0]} has labelled images of {len(class_names)} classes, at least 2 are needed; {LAYOUTS}"
         )
     numbers: dict[str | None, int] = {name: number for number, name in enumerate(class_names)} | {None: -1}
-    parts = (
-        Part(FolderFiles(directory, Names.of(classes)), torch.tensor([numbers[name] for name in classes.values()]))
+    train_part, test_part = (
+        Part(FolderFiles(directory, Names.of(classes)), _int64(numbers[name] for name in classes.values()))
         for directory, classes in zip(directories, (train, test), strict=True)
     )
-    return Tree(class_names, *parts)
+    return Tree(class_names, train_part, test_part, held_out)
+
+
+def _int64(numbers: Iterable[int]) -> Tensor:
+    return torch.tensor(list(numbers), dtype=torch.int64)
 
 
 def _classes_by_name(directory: Path) -> dict[str, str | None]:
     """The class of each image below ``directory``, None if it has none; sorted by name."""
-    names = sorted(_image_names(directory))
+    names = sorted(image_names(directory))
     if not names:
         raise DataError(f"{directory} has no images; {LAYOUTS}")
     if (directory / LABEL_FILE).is_file():
-        labelled = _read_labels(directory / LABEL_FILE)
+        labelled = read_labels(directory / LABEL_FILE)
         missing = sorted(labelled.keys() - set(names))
         if missing:
             raise DataError(
@@ -132,20 +159,18 @@ def _classes_by_name(directory: Path) -> dict[str, str | None]:
     return {name: name.partition("/")[0] for name in names}
 
 
-def _image_names(directory: Path) -> list[str]:
-    names = []
+def image_names(directory: Path) -> Iterator[str]:
+    """The paths of all image files below ``directory``, in it, with forward slashes."""
     for folder, below, files in os.walk(directory, followlinks=True):
         below[:] = [name for name in below if not name.startswith(".")]
         prefix = Path(folder).relative_to(directory)
-        names += [
-            (prefix / name).as_posix()
-            for name in files
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
-        ]
-    return names
+        for name in files:
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
+                yield (prefix / name).as_posix()
 
 
-def _read_labels(path: Path) -> dict[str, str]:
+def read_labels(path: Path) -> dict[str, str]:
+    """The class of each image that a file of labels names. Raises DataError for a line that is none."""
     classes: dict[str, str] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -181,8 +206,10 @@ def _check_test_classes(train: dict[str, str | None], test: dict[str, str | None
         )
 
 
-def _hold_out(classes: dict[str, str | None]) -> tuple[dict[str, str | None], dict[str, str | None]]:
+def _hold_out(classes: dict[str, str | None], fraction: float) -> tuple[dict[str, str | None], dict[str, str | None]]:
     """Training and test images of a folder without parts; the choice depends on names alone, not on what else is there."""
+    if fraction == 0:
+        return classes, {}
     members: dict[str, list[str]] = {}
     for name, label in classes.items():
         if label is not None:
@@ -191,9 +218,12 @@ def _hold_out(classes: dict[str, str | None]) -> tuple[dict[str, str | None], di
     for names in members.values():
         names.sort(key=lambda name: (zlib.crc32(name.encode(errors="surrogateescape")), name))
         # A class with one image keeps it.
-        held.update(names[: max(len(names) // HELD_OUT, int(len(names) > 1))])
+        held.update(names[: max(int(fraction * len(names)), int(len(names) > 1))])
     if not held:
-        raise DataError(f"no class has two labelled images, so none can be held out to test on; {LAYOUTS}")
+        raise DataError(
+            "no class has two labelled images, so none can be held out to test on; --test-fraction 0 goes without test images; "
+            + LAYOUTS
+        )
     train = {name: label for name, label in classes.items() if name not in held}
     return train, {name: label for name, label in classes.items() if name in held}
 

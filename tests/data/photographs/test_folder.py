@@ -128,7 +128,10 @@ def test_names_that_are_no_text_are_kept(tmp_path):
 BROKEN = {
     "no such folder": (lambda root: None, r"no such folder; accepted:"),
     "empty": (lambda root: root.mkdir(), r"has no images; accepted:\n.*CLASS.*labels\.txt"),
-    "no test part": (lambda root: write_class_folders(root / "train", 4), r"neither val nor test/; accepted"),
+    "no test part": (
+        lambda root: write_class_folders(root / "train", 4),
+        r"neither val nor test/; add one of them, or --test-fraction 0",
+    ),
     "one class": (lambda root: [touch(root / f"a/{n}.jpg") for n in range(4)], r"of 1 classes, at least 2"),
     "images beside class folders": (
         lambda root: [write_class_folders(root, 4), touch(root / "stray.jpg")],
@@ -169,7 +172,7 @@ BROKEN = {
     ),
     "nothing to hold out": (
         lambda root: [touch(root / "a/0.jpg"), touch(root / "b/0.jpg")],
-        r"no class has two labelled images",
+        r"no class has two labelled images.*--test-fraction 0",
     ),
 }
 
@@ -186,6 +189,34 @@ def test_imagenet_says_what_to_put_where(tmp_path, root):
     with pytest.raises(DataError, match=r"(?s)no ImageNet in .*train/n01440764/.*val/n01440764/.*torchvision.*pack"):
         load_imagenet(tmp_path, CPU)
     assert len(load_imagenet(root, CPU).train) == 12
+
+
+@pytest.mark.parametrize(("fraction", "held"), [(0, 0), (0.01, 2), (0.2, 8), (0.5, 20)])
+def test_the_share_of_labelled_images_that_is_held_out(tmp_path, fraction, held):
+    """At least one of each class; with 0 none, and a folder without a part for tests will do."""
+    write_class_folders(tmp_path, 40)
+    tree = read_tree(tmp_path, fraction)
+    assert (tree.held_out, len(tree.test.files), len(tree.train.files)) == (held, held, 40 - held)
+    assert tree.test.labels.dtype == torch.int64
+    assert load_folder(tmp_path, CPU, PhotographOptions(32, 40), fraction).held_out == held
+
+
+def test_without_test_images(tmp_path):
+    write_class_folders(tmp_path / "train", 6)
+    data = load_folder(tmp_path, CPU, PhotographOptions(32, 40), 0)
+    assert (len(data.train), len(data.test), len(data.test_labels), data.held_out) == (6, 0, 0, 0)
+    assert list(data.test.batches([], None, 0)) == []
+    touch(tmp_path / "alone/a/0.jpg")
+    touch(tmp_path / "alone/b/0.jpg")
+    assert len(read_tree(tmp_path / "alone", 0).train.files) == 2
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, float("nan")])
+def test_a_share_out_of_range(root, fraction):
+    with pytest.raises(
+        DataError, match=r"--test-fraction is .*; accepted: at least 0, for no test images, and below 1"
+    ):
+        read_tree(root, fraction)
 
 
 # --- batches

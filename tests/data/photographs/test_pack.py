@@ -125,6 +125,14 @@ def test_smaller_images_are_not_enlarged(root, tmp_path):
     assert bytes(open_packed(tmp_path / "packed").train.files.read(0)) == (root / "train/china/000.jpg").read_bytes()
 
 
+def test_a_copy_without_test_images(tmp_path):
+    write_class_folders(tmp_path / "source", 6)
+    assert main([str(tmp_path / "source"), str(tmp_path / "packed"), "--workers=0", "--test-fraction=0"]) == 0
+    data = load_folder(tmp_path / "packed", CPU, SMALL)
+    assert (len(data.train), len(data.test)) == (6, 0)
+    assert len(next(data.train.batches([keyed(range(6))], None, 0))) == 6
+
+
 def test_the_format_is_as_described(packed):
     # Read by the description in packed.py, with nothing of r2d2fast's.
     header = json.loads((packed / "pack.json").read_text())
@@ -276,7 +284,7 @@ def test_a_killed_run_leaves_nothing_that_passes_for_good_and_the_next_begins_an
 def test_two_processes_do_not_write_the_same_copy(root, tmp_path):
     with open(tmp_path / "packed.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match=r"another process is packing to .*packed"):
+        with pytest.raises(DataError, match=r"another process is writing to .*packed"):
             pack(root, tmp_path / "packed")
     pack(root, tmp_path / "packed")
 
