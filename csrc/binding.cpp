@@ -20,14 +20,14 @@ std::array<double, kCount> numbers(const py::tuple& given) {
 }
 
 int64_t step(const py::tuple& to, const py::tuple& of, int class_loss, const py::tuple& scalars, const py::tuple& normalizers,
-             bool update, uintptr_t grad, uintptr_t loss, uintptr_t statistics, int threads) {
+             bool update, uintptr_t grad, uintptr_t loss, uintptr_t row_losses, uintptr_t statistics, int threads) {
   const PyBank bank(to);
   const Batch rows = batch(of);
   const auto [alpha, beta, label_lr, grad_scale] = numbers<4>(scalars);
   const auto [normalizer, update_normalizer] = numbers<2>(normalizers);
   const Weights weights{float(alpha), float(beta), float(grad_scale / normalizer), float(label_lr / update_normalizer)};
   const Step step{ClassLoss(class_loss), weights, update, pointer<void>(grad), normalizer, pointer<float>(loss),
-                  pointer<double>(statistics), threads};
+                  pointer<float>(row_losses), pointer<double>(statistics), threads};
   py::gil_scoped_release release;
   return d2_step(rows, bank.bank, step);
 }

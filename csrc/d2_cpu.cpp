@@ -72,6 +72,8 @@ void sum_up(const Batch& batch, const Step& step, const Workspace& work) {
   double loss = 0;
   for (const RowResult& r : work.results) loss += r.loss;
   *step.loss = float(loss / step.normalizer);
+  if (step.row_losses)
+    for (int64_t i = 0; i < batch.size; ++i) step.row_losses[i] = work.results[i].loss;
   if (!step.statistics) return;
   for (int64_t i = 0; i < batch.size; ++i) {
     const RowResult& r = work.results[i];

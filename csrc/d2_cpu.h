@@ -12,6 +12,7 @@ struct Step {
   void* grad;          // [size, classes], contiguous, the logits' dtype
   double normalizer;   // D
   float* loss;         // scalar
+  float* row_losses;   // [size], or null
   double* statistics;  // [kStatistics] to add to, or null
   int threads;
 };

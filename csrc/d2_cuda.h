@@ -19,7 +19,7 @@ struct CudaStep {
   void* grad;          // [size, classes], contiguous, the logits' dtype
   float* loss;         // scalar
   double* statistics;  // [kStatistics] to add to, or null
-  float* results;      // scratch: [size], with statistics [kResults, size]
+  float* results;      // [size], the loss of each row; with statistics [kResults, size]
   int32_t* status;     // [2]: blocks finished (0 between launches), sticky problems
 };
 

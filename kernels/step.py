@@ -250,8 +250,8 @@ def step(
 ) -> None:
     """Launches the step of ``logits`` ``[B, N]`` (rows contiguous) and ``index`` ``[B]`` (contiguous).
 
-    ``results``: scratch, float32 ``[B]``, with ``statistics`` ``[8, B]``; ``scalars``: alpha, beta, label_lr, grad_scale;
-    ``normalizers``: D and D_u.
+    ``results``: float32 ``[B]``, the loss of each row; with ``statistics`` ``[8, B]``; ``scalars``: alpha, beta, label_lr,
+    grad_scale; ``normalizers``: D and D_u.
     """
     size, classes = logits.shape
     rows = bank.pseudo_logits

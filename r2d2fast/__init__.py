@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 from r2d2fast._backends import BackendStatus, backends
 from r2d2fast.bank import PseudoLabelBank
 from r2d2fast.errors import BackendError, BankError
-from r2d2fast.loss import FusedD2Loss, d2_step
+from r2d2fast.indexed import with_index
+from r2d2fast.loss import FusedD2Loss, d2_loss, d2_step
 
 if TYPE_CHECKING:
+    from r2d2fast.data.sharded import ShardedBatchSampler, ShardedPseudoLabelBank
     from r2d2fast.predict import load_run
 
 __all__ = [
@@ -17,14 +19,22 @@ __all__ = [
     "BankError",
     "FusedD2Loss",
     "PseudoLabelBank",
+    "ShardedBatchSampler",
+    "ShardedPseudoLabelBank",
     "backends",
+    "d2_loss",
     "d2_step",
     "load_run",
+    "with_index",
 ]
 __version__ = "0.1.0"
 
 # Imported when they are asked for: the loss alone needs neither torchvision nor scikit-learn, which take seconds to import.
-_LAZY = {"load_run": "r2d2fast.predict"}
+_LAZY = {
+    "ShardedBatchSampler": "r2d2fast.data.sharded",
+    "ShardedPseudoLabelBank": "r2d2fast.data.sharded",
+    "load_run": "r2d2fast.predict",
+}
 
 
 def __getattr__(name: str) -> Any:

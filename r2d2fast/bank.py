@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from r2d2fast import reference
@@ -14,6 +16,7 @@ from r2d2fast._backends import choose
 from r2d2fast._backends.checks import apart, check_batch, check_index
 from r2d2fast._backends.common import DTYPES as KERNEL_DTYPES
 from r2d2fast.errors import BankError
+from r2d2fast.options import check_number
 from r2d2fast.rounding import saturate
 
 DTYPES = tuple(KERNEL_DTYPES)
@@ -35,7 +38,8 @@ class PseudoLabelBank(reference.Bank):
     by events.
 
     Args:
-        labels: int64 ``[M]``, a class number in ``[0, num_classes)`` or −1 for an unlabelled sample.
+        labels: ``[M]``, a class number in ``[0, num_classes)`` or −1 for an unlabelled sample: a tensor, NumPy array or list of
+            integers.
         num_classes: N, 2 … 262 144.
         label_scale: K, the pseudo-logit of a labelled sample's class (reference implementation: 10).
         dtype: of the rows: float32, bfloat16 or float16.
@@ -51,16 +55,19 @@ class PseudoLabelBank(reference.Bank):
         slots: int32 ``[M]``, the row number of an unlabelled sample, −1−label of a labelled one.
         updates: int64 ``[1]``, how many there have been so far: the counter of stochastic rounding.
         host_rows: of a pinned bank: the same memory as ``pseudo_logits``, as a tensor of the host; wait for the device before.
+        sharded: whether this process has the rows of its own samples only (:class:`r2d2fast.ShardedPseudoLabelBank`).
+        ranks: how many processes' batches D_u counts by default.
         status: int32 ``[2]``, for GPU kernels: blocks that have finished (0 between steps), and what went wrong (:meth:`check`).
 
     Raises:
+        TypeError: labels or number of classes that are no integers.
         ValueError: labels out of range, or an argument outside the values above.
         BankError: the file cannot be made or has another size.
     """
 
     def __init__(
         self,
-        labels: Tensor,
+        labels: ArrayLike | Tensor,
         num_classes: int,
         label_scale: float = 10.0,
         dtype: torch.dtype = torch.float32,
@@ -69,21 +76,29 @@ class PseudoLabelBank(reference.Bank):
         rounding: str = "nearest",
         seed: int = 0,
     ) -> None:
-        _check_labels(labels, num_classes)
+        if isinstance(num_classes, bool) or not hasattr(num_classes, "__index__"):
+            raise TypeError(f"num_classes is {num_classes!r}; pass an int")
+        num_classes = int(num_classes)
+        classes = _as_int64(labels)
+        _check_labels(classes, num_classes)
         _check_rounding(dtype, rounding)
+        check_number("label_scale", label_scale)
         if not 0 < label_scale < float("inf"):
             raise ValueError(
                 f"label_scale is {label_scale}; it must be positive and finite (reference implementation: 10)"
             )
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed is {seed}; it must be 0 … 2^63 - 1")
-        device = torch.device(labels.device if device is None else device)
-        unlabelled = labels < 0
+        device = torch.device(classes.device if device is None else device)
+        unlabelled = classes < 0
         rows = int(unlabelled.sum())
-        slots = torch.where(unlabelled, unlabelled.cumsum(0) - 1, -1 - labels)
+        slots = torch.where(unlabelled, unlabelled.cumsum(0) - 1, -1 - classes)
         self.num_classes = num_classes
         self.storage = storage if storage in ("device", "pinned") else Path(storage)
         self.host_rows: Tensor | None = None
+        self.sharded = False
+        self.ranks = 1
+        self.warned_of_ranks = False
         if storage == "device":
             pseudo_logits = torch.zeros(rows, num_classes, dtype=dtype, device=device)
         elif storage == "pinned":
@@ -125,6 +140,10 @@ class PseudoLabelBank(reference.Bank):
         """Bytes of the rows: U·N times the size of an element."""
         return self.pseudo_logits.nbytes
 
+    def localize(self, index: Tensor) -> Tensor:
+        """What a step takes for the data set's sample numbers ``index`` ``[B]`` where the bank is ``sharded``."""
+        return index
+
     def predict_(self, index: Tensor, logits: Tensor, backend: str = "auto") -> None:
         """(Re)prediction: set the rows of the unlabelled samples among ``index`` to ``logits`` (rounded to nearest).
 
@@ -133,19 +152,23 @@ class PseudoLabelBank(reference.Bank):
         not finite: those samples keep the rows they had, all others are set. The GPU kernels, for which the host does not
         wait, skip both kinds of rows, and :meth:`check` raises.
         """
-        logits = logits.detach()
+        logits, numbers = logits.detach(), index
         check_batch(logits, index, self)
+        if self.sharded:
+            index = self.localize(index)
         skipped, first = choose(backend, logits, self.pseudo_logits).predict(self, index, apart(logits, self))
         torch.autograd.graph.increment_version(self.pseudo_logits)
         if skipped:
             raise ValueError(
-                f"{skipped} of {len(index)} rows of logits are not finite, first for sample {int(index[first])}; "
+                f"{skipped} of {len(index)} rows of logits are not finite, first for sample {int(numbers[first])}; "
                 "these samples keep the pseudo-logits they had, the others are set. Has the network diverged?"
             )
 
     def logits(self, index: Tensor) -> Tensor:
         """Pseudo-logits ỹ of the samples ``index`` ``[B]``: float32 ``[B, N]``, K·onehot(label) for labelled ones."""
         check_index(index)
+        if self.sharded:
+            index = self.localize(index)
         slots = reference.lookup(index, self.slots)
         unlabelled = slots >= 0
         rows = torch.zeros(len(slots), self.num_classes, device=self.device)
@@ -179,9 +202,8 @@ class PseudoLabelBank(reference.Bank):
             first + row for first, rows in self._pieces() for row in (~rows.isfinite().all(1)).nonzero()[:, 0].tolist()
         ]
         if bad:
-            sample = int((self.slots == bad[0]).nonzero()[0, 0])
             raise BankError(
-                f"{len(bad)} rows of {self!r} are not finite, first that of sample {sample}; "
+                f"{len(bad)} rows of {self!r} are not finite, first that of sample {self._sample_of(bad[0])}; "
                 "set them with predict_() or load a saved state"
             )
 
@@ -203,6 +225,9 @@ class PseudoLabelBank(reference.Bank):
             tensor.to(target) for tensor in (self.slots, self.updates, self.status)
         )
         return self
+
+    def _sample_of(self, row: int) -> int:
+        return int((self.slots == row).nonzero()[0, 0])
 
     def _pieces(self) -> Iterator[tuple[int, Tensor]]:
         """The rows in pieces and the number of the first of each: what is computed of a whole bank may be as large as it."""
@@ -252,11 +277,23 @@ def _check_rounding(dtype: torch.dtype, rounding: str) -> None:
         raise ValueError("rounding 'stochastic' is for 16-bit banks; a float32 bank rounds to nearest")
 
 
+def _as_int64(labels: ArrayLike | Tensor) -> Tensor:
+    """Labels of any integer type as they are, on their device; TypeError for others."""
+    if not isinstance(labels, Tensor):
+        array = np.asarray(labels)
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"labels are {array.dtype}; pass integers, -1 for an unlabelled sample")
+        return torch.from_numpy(array.astype(np.int64))
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels are {labels.dtype}; pass integers, -1 for an unlabelled sample")
+    return labels.long()
+
+
 def _check_labels(labels: Tensor, num_classes: int) -> None:
     if not 2 <= num_classes <= 262_144:
         raise ValueError(f"num_classes is {num_classes}; it must be 2 … 262144")
-    if labels.dim() != 1 or labels.dtype != torch.int64:
-        raise ValueError(f"labels must be int64 [M]; got {labels.dtype} {list(labels.shape)}")
+    if labels.dim() != 1:
+        raise ValueError(f"labels are {list(labels.shape)}; pass [M], one label a sample")
     wrong = ((labels < -1) | (labels >= num_classes)).nonzero()
     if len(wrong):
         first = int(wrong[0, 0])

@@ -39,7 +39,7 @@ def step(
 
 
 def attach(logits: Tensor, loss: Tensor, grad: Tensor, grad_scale: float | Tensor) -> Tensor:
-    """``loss`` with its derivative, while ``torch.compile`` traces."""
+    """``loss``, of the batch or of each row, with its derivative, while ``torch.compile`` traces."""
     return torch.ops.r2d2fast.attach_gradient(logits, loss, grad, _number(grad_scale), _tensor(grad_scale))
 
 
@@ -69,19 +69,27 @@ def _step_operator(
     normalizer: float | None,
     update_normalizer: float | None,
     update: bool,
+    reduction: str,
+    batches: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     bank = Bank(pseudo_logits, slots, updates, status, label_scale, rounding, seed)
     alpha, beta, label_lr, grad_scale = (n if t is None else t for n, t in zip(numbers, tensors, strict=True))
-    options = StepOptions(alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update)
+    options = StepOptions(
+        alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update, reduction, batches
+    )
     options.check(pseudo_logits.device)
     return choose(backend, logits, pseudo_logits).step(apart(logits, bank), index, bank, options, statistics)
 
 
 @_step_operator.register_fake
 def _(logits, index, pseudo_logits, *args):  # type: ignore[no-untyped-def]
+    *_, reduction, _, _ = args
     loss_dtype = torch.promote_types(logits.dtype, torch.float32)
-    return logits.new_empty((), dtype=loss_dtype), torch.empty_like(logits, memory_format=torch.contiguous_format)
+    loss_shape = logits.shape[:1] if reduction == "none" else ()
+    return logits.new_empty(loss_shape, dtype=loss_dtype), torch.empty_like(
+        logits, memory_format=torch.contiguous_format
+    )
 
 
 @torch.library.custom_op("r2d2fast::attach_gradient", mutates_args=())
@@ -105,7 +113,8 @@ def _keep_gradient(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _scaled_gradient(ctx, grad_output):  # type: ignore[no-untyped-def]
     grad, grad_scale_tensor = ctx.saved_tensors
     scale = ctx.grad_scale if grad_scale_tensor is None else grad_scale_tensor
-    return grad * (grad_output / scale), None, None, None, None
+    factor = grad_output / scale
+    return grad * (factor[:, None] if factor.dim() else factor), None, None, None, None
 
 
 _attach_operator.register_autograd(_scaled_gradient, setup_context=_keep_gradient)

@@ -1,17 +1,22 @@
-"""The D2 loss: :class:`FusedD2Loss` for training loops with autograd, :func:`d2_step` for those without."""
+"""The D2 loss: :class:`FusedD2Loss` and :func:`d2_loss` for training loops with autograd, :func:`d2_step` for those without."""
 
+import copy
 import warnings
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from r2d2fast import compiled
 from r2d2fast._backends import choose
-from r2d2fast._backends.checks import apart, check_batch
+from r2d2fast._backends.checks import apart, check_bank, check_batch
 from r2d2fast._backends.common import STATISTICS
 from r2d2fast.bank import PseudoLabelBank
-from r2d2fast.options import StepOptions
+from r2d2fast.errors import BankError
+from r2d2fast.options import StepOptions, warn_of_small_alpha
 
 
 def d2_step(
@@ -27,6 +32,7 @@ def d2_step(
     update_normalizer: float | None = None,
     grad_scale: float | Tensor = 1.0,
     update: bool = True,
+    reduction: str = "mean",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One D2 step without autograd, for loops that call ``logits.backward(grad)``.
@@ -38,28 +44,41 @@ def d2_step(
         alpha, beta: weights of the class loss and of the entropy.
         label_lr: λ, the step size of the pseudo-logits.
         class_loss: ``"kl_reverse"`` KL(p̂‖p̃), ``"kl"`` KL(p̃‖p̂) or ``"mse"`` (Table 4).
-        normalizer: D, what the summed loss is divided by; default B.
-        update_normalizer: D_u, the same for the update; default D. With data parallelism: the global batch.
+        normalizer: D, what the summed loss is divided by; default B. Only with ``reduction="mean"``.
+        update_normalizer: D_u, the same for the update; default D, or B where the reduction is another. With data
+            parallelism: the global batch.
         grad_scale: multiplies the returned gradient, before it is rounded to the logits' dtype.
             alpha, beta, label_lr and grad_scale may be float32 tensors of shape [] on the logits' device: a captured CUDA
             graph then replays with the values they have by then, and ``torch.compile`` never recompiles for them.
+        update: whether the pseudo-logits move.
+        reduction: ``"mean"``, Σ_i L_i / D; ``"sum"``, Σ_i L_i; or ``"none"``, the L_i of all rows. The pseudo-logits move alike.
         backend: ``"auto"`` or a name in :func:`r2d2fast.backends`.
 
     Returns:
-        The loss Σ_i L_i / D (float32 scalar) and its gradient with respect to the logits, ``[B, N]`` in their dtype. A row
+        The loss, a float32 scalar or, unreduced, ``[B]``, and its gradient with respect to the logits, ``[B, N]`` in their dtype:
+        of row i, where the loss is not reduced, ∂L_i/∂ŷ_i. A row
         with a non-finite logit makes the loss and its own gradient NaN and leaves its pseudo-logits alone.
 
     Raises:
         IndexError: an index outside ``[0, M)``; nothing has been written. On a GPU, where the host does not wait for the
             kernel, such a row is treated as one that is not finite, and ``bank.check()`` raises.
-        TypeError, ValueError: shapes, dtypes or devices that do not fit.
+        TypeError, ValueError: shapes, dtypes, devices or numbers that do not fit.
         BackendError: the backend asked for is not available.
+
+    Warns:
+        UserWarning: alpha <= beta, for which pseudo-labels do not follow the predictions (Theorem 1).
     """
     check_batch(logits, index, bank)
-    options = StepOptions(alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update)
+    if bank.sharded:
+        index = bank.localize(index)
+    options = StepOptions(
+        alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update, reduction, bank.ranks
+    )
     if torch.compiler.is_compiling():
         return compiled.step(logits, index, bank, options, None, backend)
-    return _step(choose(backend, logits, bank.pseudo_logits), logits, index, bank, options, None)
+    result = _step(choose(backend, logits, bank.pseudo_logits), logits, index, bank, options, None)
+    warn_of_small_alpha(alpha, beta, stacklevel=2)
+    return result
 
 
 def _step(
@@ -73,9 +92,120 @@ def _step(
     """The loss and its gradient, in eager mode."""
     options.check(bank.device)
     result = backend.step(apart(logits, bank), index, bank, options, statistics)
-    if options.update:  # in-place writes that autograd cannot see by itself
+    if options.update:
+        if not (bank.sharded or bank.warned_of_ranks):
+            _warn_of_ranks(bank)
+        # In-place writes that autograd cannot see by itself.
         torch.autograd.graph.increment_version(bank.pseudo_logits)
     return result
+
+
+def _warn_of_ranks(bank: PseudoLabelBank) -> None:
+    """Once for each bank, when it is first updated: of several processes, each of which would move its own copy."""
+    bank.warned_of_ranks = True
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        warnings.warn(
+            f"{dist.get_world_size()} processes train, and this bank has all rows on each: every process moves its own copy by "
+            "its own batches, and they diverge. Share the samples out with r2d2fast.ShardedBatchSampler and "
+            "ShardedPseudoLabelBank; or, if each process has a bank of samples that are its alone, set bank.sharded = True",
+            stacklevel=4,
+        )
+
+
+def d2_loss(
+    logits: Tensor,
+    index: Tensor,
+    bank: PseudoLabelBank,
+    *,
+    sample_weight: Tensor | None = None,
+    alpha: float | Tensor = 0.1,
+    beta: float | Tensor = 0.03,
+    label_lr: float | Tensor = 4000.0,
+    class_loss: str = "kl_reverse",
+    normalizer: float | None = None,
+    update_normalizer: float | None = None,
+    grad_scale: float | Tensor = 1.0,
+    update: bool = True,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """The D2 loss with its derivative for autograd: the functional form of :class:`FusedD2Loss`.
+
+    Args:
+        sample_weight: as in :meth:`FusedD2Loss.forward`; everything else as in :func:`d2_step`.
+        update: whether the pseudo-logits move; they do so only where gradients are enabled.
+
+    Returns:
+        The loss, a float32 scalar or, with ``reduction="none"``, ``[B]``. Errors and warnings as in :func:`d2_step`.
+    """
+    check_bank(bank)
+    update = update and torch.is_grad_enabled()
+    options = StepOptions(
+        alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update, reduction, bank.ranks
+    )
+    loss = _loss(logits, index, bank, options, None, backend, sample_weight)
+    if not torch.compiler.is_compiling():
+        warn_of_small_alpha(alpha, beta, stacklevel=2)
+    return loss
+
+
+def _loss(
+    logits: Tensor,
+    index: Tensor,
+    bank: PseudoLabelBank,
+    options: StepOptions,
+    statistics: Tensor | None,
+    backend: str,
+    sample_weight: Tensor | None,
+) -> Tensor:
+    """The loss, with its derivative."""
+    check_batch(logits, index, bank)
+    if sample_weight is not None:
+        return _weighted(logits, index, bank, options, statistics, backend, sample_weight)
+    if bank.sharded:
+        index = bank.localize(index)
+    if torch.compiler.is_compiling():
+        loss, grad = compiled.step(logits, index, bank, options, statistics, backend)
+        return compiled.attach(logits, loss, grad, options.grad_scale)
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "the D2 loss writes to its bank and cannot run inside torch.func transforms (grad, vmap, jvp); "
+            "call loss.backward(), or r2d2fast.d2_step for the gradient in closed form"
+        )
+    return _D2Loss.apply(choose(backend, logits, bank.pseudo_logits), logits, index, bank, options, statistics)
+
+
+def _weighted(
+    logits: Tensor,
+    index: Tensor,
+    bank: PseudoLabelBank,
+    options: StepOptions,
+    statistics: Tensor | None,
+    backend: str,
+    sample_weight: Tensor,
+) -> Tensor:
+    """The rows' losses times their weights, reduced."""
+    if not isinstance(sample_weight, Tensor) or not sample_weight.is_floating_point():
+        kind = sample_weight.dtype if isinstance(sample_weight, Tensor) else type(sample_weight).__name__
+        raise TypeError(f"sample_weight is {kind}; pass a floating-point tensor, one weight a row of logits")
+    if sample_weight.shape != index.shape or sample_weight.device != logits.device:
+        raise ValueError(
+            f"sample_weight is {list(sample_weight.shape)} on {sample_weight.device}; "
+            f"pass {list(index.shape)} on {logits.device}, one weight a row of logits"
+        )
+    if not torch.compiler.is_compiling():
+        options.check(bank.device)  # as they were given: below they are others
+    divisor, update_divisor = options.normalizer, options.update_normalizer
+    if update_divisor is None and divisor is not None:
+        update_divisor = divisor * options.batches
+    unreduced = options._replace(reduction="none", normalizer=None, update_normalizer=update_divisor)
+    losses = _loss(logits, index, bank, unreduced, statistics, backend, None) * sample_weight
+    if options.reduction == "none":
+        return losses
+    loss = losses.sum(dtype=torch.float64)
+    if options.reduction == "mean":
+        loss = loss / (max(len(index), 1) if divisor is None else divisor)
+    return loss.to(losses.dtype)
 
 
 class FusedD2Loss(torch.nn.Module):
@@ -86,9 +216,27 @@ class FusedD2Loss(torch.nn.Module):
     happens to the loss afterwards. In eval mode or under ``no_grad`` the bank is only read. Activation checkpointing runs a
     forward call twice: keep this call outside the checkpointed part.
 
+    The bank is neither parameter nor buffer, so that optimizers, weight decay, DDP's broadcasts and averages of a model leave it
+    alone. Yet it goes where the module goes: ``.to()`` and ``.cuda()``, of this module or of one that holds it, move bank and
+    statistics. ``.half()`` and the like do not change the bank's dtype, which is what the bank was made with. One in pinned
+    memory or a file stays where it is, with a warning. ``copy.deepcopy`` makes a module that shares the bank. ``state_dict()``
+    carries bank and statistics as extra state.
+
     Args:
-        bank, alpha, beta, label_lr, class_loss, normalizer, update_normalizer, backend: as in :func:`d2_step`.
+        bank, alpha, beta, label_lr, class_loss, normalizer, update_normalizer, backend, reduction: as in :func:`d2_step`.
         statistics: keep running sums over the batches, to be read by :meth:`read_statistics`.
+        gradient_accumulation_steps: k, how many batches of equal size are accumulated before each step of the optimizer. D_u is
+            then k·D, so that the pseudo-labels move as far as with one batch of all. The loss stays that of the batch: divide it
+            by k where your framework does not (Lightning, Accelerate and Transformers do). Not with ``update_normalizer``, which
+            says the same by itself.
+        persistent: whether ``state_dict()`` carries the bank, as of a buffer. Without it save ``bank.state_dict()`` by yourself.
+
+    Raises:
+        TypeError: ``bank`` is no :class:`PseudoLabelBank`, or a number is none.
+        ValueError: a number or name outside of what :func:`d2_step` takes.
+
+    Warns:
+        UserWarning: alpha <= beta, for which pseudo-labels do not follow the predictions (Theorem 1).
 
     Example:
         >>> criterion = FusedD2Loss(PseudoLabelBank(labels, num_classes=10))
@@ -107,15 +255,23 @@ class FusedD2Loss(torch.nn.Module):
         update_normalizer: float | None = None,
         backend: str = "auto",
         statistics: bool = False,
+        reduction: str = "mean",
+        gradient_accumulation_steps: int = 1,
+        persistent: bool = True,
     ) -> None:
         super().__init__()
-        StepOptions(alpha, beta, label_lr, 1.0, class_loss, normalizer, update_normalizer).check(bank.device)
-        if alpha <= beta:
-            warnings.warn(
-                f"alpha={alpha} <= beta={beta}: by Theorem 1 of the paper, p̃ = exp(-L/alpha) p̂^(1 - beta/alpha), so that "
-                "pseudo-labels then no longer grow with the predictions; the paper uses alpha=0.1, beta=0.03",
-                stacklevel=2,
+        check_bank(bank)
+        StepOptions(alpha, beta, label_lr, 1.0, class_loss, normalizer, update_normalizer, reduction=reduction).check(
+            bank.device
+        )
+        if not isinstance(gradient_accumulation_steps, int) or gradient_accumulation_steps < 1:
+            raise ValueError(f"gradient_accumulation_steps is {gradient_accumulation_steps!r}; it must be 1, 2, …")
+        if gradient_accumulation_steps > 1 and update_normalizer is not None:
+            raise ValueError(
+                f"gradient_accumulation_steps={gradient_accumulation_steps} and update_normalizer={update_normalizer} both say "
+                "how far pseudo-labels move; pass one of them"
             )
+        warn_of_small_alpha(alpha, beta, stacklevel=2)
         self.bank = bank
         self.alpha = alpha
         self.beta = beta
@@ -124,6 +280,9 @@ class FusedD2Loss(torch.nn.Module):
         self.normalizer = normalizer
         self.update_normalizer = update_normalizer
         self.backend = backend
+        self.reduction = reduction
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.persistent = persistent
         self._statistics: Tensor | None = None
         if statistics:
             self._statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=bank.device)
@@ -131,29 +290,28 @@ class FusedD2Loss(torch.nn.Module):
     def extra_repr(self) -> str:
         return f"{self.bank!r}, alpha={self.alpha}, beta={self.beta}, label_lr={self.label_lr}, class_loss={self.class_loss!r}"
 
-    def forward(self, logits: Tensor, index: Tensor, grad_scale: float | Tensor = 1.0) -> Tensor:
-        """Mean loss of a batch (scalar float32) for ``logits`` ``[B, N]`` and sample numbers ``index`` ``[B]``.
+    def forward(
+        self, logits: Tensor, index: Tensor, grad_scale: float | Tensor = 1.0, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """The loss of a batch for ``logits`` ``[B, N]`` and sample numbers ``index`` ``[B]``: float32, a scalar or, with
+        ``reduction="none"``, ``[B]``.
 
-        ``grad_scale``: with float16 logits, the scale of a ``GradScaler``, so that the gradient is rounded only after it;
-        it changes no result otherwise. Errors as in :func:`d2_step`.
+        Args:
+            grad_scale: with float16 logits, the scale of a ``GradScaler``, so that the gradient is rounded only after it; it
+                changes no result otherwise.
+            sample_weight: ``[B]``, floating-point: each row's loss is multiplied by its weight; the mean is still over D, not
+                over the weights. As any weight of a loss it leaves the pseudo-labels alone, which move as without it.
+
+        Errors as in :func:`d2_step`.
         """
-        check_batch(logits, index, self.bank)
-        options = self._options(grad_scale)
-        if torch.compiler.is_compiling():
-            loss, grad = compiled.step(logits, index, self.bank, options, self.statistics, self.backend)
-            return compiled.attach(logits, loss, grad, grad_scale)
-        if torch._C._are_functorch_transforms_active():
-            raise RuntimeError(
-                "FusedD2Loss writes to its bank and cannot run inside torch.func transforms (grad, vmap, jvp); "
-                "call loss.backward(), or r2d2fast.d2_step for the gradient in closed form"
-            )
-        backend = choose(self.backend, logits, self.bank.pseudo_logits)
-        return _D2Loss.apply(backend, logits, index, self.bank, options, self.statistics)
+        return _loss(logits, index, self.bank, self._options(grad_scale), self.statistics, self.backend, sample_weight)
 
     def step(self, logits: Tensor, index: Tensor, grad_scale: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
         """The same without autograd, for loops that call ``logits.backward(grad)``: the loss and its gradient, as of
         :func:`d2_step`, times ``grad_scale``. The update happens as in :meth:`forward`."""
         check_batch(logits, index, self.bank)
+        if self.bank.sharded:
+            index = self.bank.localize(index)
         backend = choose(self.backend, logits, self.bank.pseudo_logits)
         return _step(backend, logits.detach(), index, self.bank, self._options(grad_scale), self.statistics)
 
@@ -167,7 +325,59 @@ class FusedD2Loss(torch.nn.Module):
             self.normalizer,
             self.update_normalizer,
             self.training and torch.is_grad_enabled(),
+            self.reduction,
+            self.gradient_accumulation_steps * self.bank.ranks,
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedD2Loss":
+        """What ``.to()``, ``.cuda()``, ``.half()`` and the like of this module, or of one that holds it, come to."""
+        super()._apply(fn, recurse)
+        # Where it sends a tensor: one of integers, which no cast concerns.
+        device = fn(torch.empty(0, dtype=torch.int64, device=self.bank.device)).device
+        if self.bank.storage != "device" and device != self.bank.device:
+            where = "pinned memory" if self.bank.storage == "pinned" else f"the file {self.bank.storage}"
+            warnings.warn(
+                f"the bank stays on {self.bank.device}, in {where}, while the module moves to {device}; pass logits on "
+                f"{self.bank.device}, or make the bank with storage='device'",
+                stacklevel=2,
+            )
+            return self
+        self.bank.to(device)
+        for name in ("alpha", "beta", "label_lr"):
+            if isinstance(getattr(self, name), Tensor):
+                setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FusedD2Loss":
+        """A copy that shares the bank: averages of a model, which are deep copies, need no second one of gigabytes."""
+        memo[id(self.bank)] = self.bank
+        made = memo[id(self)] = self.__class__.__new__(self.__class__)
+        made.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return made
+
+    def get_extra_state(self) -> dict[str, Any] | Tensor:
+        """Bank and statistics, as tensors that share their memory and plain values; an empty tensor if not ``persistent``."""
+        if not self.persistent:
+            return torch.empty(0)
+        statistics = self.statistics
+        return {"bank": self.bank.state_dict()} | ({} if statistics is None else {"statistics": statistics})
+
+    def set_extra_state(self, state: dict[str, Any] | Tensor) -> None:
+        """Take over what :meth:`get_extra_state` gave; nothing if not ``persistent``.
+
+        Raises BankError for the state of other samples or classes, or for one without a bank.
+        """
+        if not self.persistent:
+            return
+        if not isinstance(state, dict):
+            raise BankError(
+                "this state was saved by a FusedD2Loss with persistent=False, without the bank: load it into one that has "
+                "persistent=False, too, and fill the bank with bank.load_state_dict() or bank.predict_()"
+            )
+        self.bank.load_state_dict(state["bank"])
+        statistics = self.statistics
+        if statistics is not None and "statistics" in state:
+            statistics.copy_(state["statistics"])
 
     @property
     def statistics(self) -> Tensor | None:
@@ -206,6 +416,9 @@ class _D2Loss(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError("FusedD2Loss has no second derivative; use r2d2fast.reference.d2_loss for one")
         grad, scale = ctx.saved_tensors
+        if grad_output.dim():  # the losses of the rows
+            factor = grad_output / (ctx.grad_scale if scale is None else scale)
+            return None, (grad * factor[:, None]).to(grad.dtype), None, None, None, None
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         grad = ctx.scale_gradient(grad, grad_output, ctx.grad_scale if scale is None else scale, keep)
         return None, grad, None, None, None, None

@@ -116,7 +116,7 @@ def d2_step(logits: Tensor, index: Tensor, bank: Bank, **options: Any) -> D2Step
     results are float64. The rows written are the last occurrence of each unlabelled sample whose logits and pseudo-logits are
     finite. Raises IndexError, with nothing written, for an index outside ``[0, M)``.
     """
-    alpha, beta, label_lr, grad_scale, class_loss, *_, update = step = StepOptions(**options)
+    alpha, beta, label_lr, grad_scale, class_loss, *_ = step = StepOptions(**options)
     divisor, update_divisor = step.normalizers(len(logits))
     slots = lookup(index, bank.slots)
     log_p, log_q = logits.double().log_softmax(1), log_pseudo_probs(slots, bank)
@@ -127,7 +127,7 @@ def d2_step(logits: Tensor, index: Tensor, bank: Bank, **options: Any) -> D2Step
     finite = logits.isfinite().all(1) & log_q.isfinite().all(1)
     row_losses = row_losses.where(finite, torch.nan)
 
-    if update:
+    if step.update:
         written = (slots >= 0) & finite & last_occurrence(slots)
         rows = slots[written]
         moved = bank.pseudo_logits[rows].double() - label_lr * d_pseudo[written] / update_divisor  # Eq. 7

@@ -45,7 +45,7 @@ class Expected:
     """The definition's results of a step, and how far float32 arithmetic may be off in each row, before the result is rounded to
     its dtype: some roundings of the largest log-probability of p̂ and p̃, weighed with the largest probability."""
 
-    loss: Tensor
+    loss: Tensor  # [1], or that of each row
     grad: Tensor
     rows: Tensor  # of the bank after the step, not rounded
     rounded_rows: Tensor
@@ -78,17 +78,18 @@ def expect(logits: Tensor, index: Tensor, bank: reference.Bank, **options: Any) 
     exact = reference.d2_step(logits, index, moved, **values)
     reference.d2_step(logits, index, rounded, **values)
 
-    alpha, beta, label_lr, grad_scale, *_, update = step = StepOptions(**values)
+    alpha, beta, label_lr, grad_scale, *_ = step = StepOptions(**values)
     divisor, update_divisor = step.normalizers(len(logits))
     # At least 8: also where all probabilities are alike, exp and log themselves are rounded.
     spread = 8.0 - torch.minimum(log_p.amin(1), log_q.amin(1)).nan_to_num()
     top = torch.maximum(log_p.amax(1), log_q.amax(1)).nan_to_num().exp()
     unit = _ROUNDINGS * torch.finfo(torch.float32).eps * float(alpha + beta) * spread
-    written = slots[index.long()].long()[logits.isfinite().all(1)] if update else slots[:0].long()
+    written = slots[index.long()].long()[logits.isfinite().all(1)] if step.update else slots[:0].long()
     untouched = torch.ones_like(before[:, 0], dtype=torch.bool)
     untouched[written[written >= 0]] = False
+    per_row = step.reduction == "none"
     return Expected(
-        exact.loss,
+        exact.row_losses if per_row else exact.loss[None],
         exact.grad,
         moved.pseudo_logits,
         rounded.pseudo_logits,
@@ -98,7 +99,7 @@ def expect(logits: Tensor, index: Tensor, bank: reference.Bank, **options: Any) 
         index,
         (slots >= 0).nonzero()[:, 0],
         bank.rounding == "stochastic",
-        loss_slack=unit.sum() / divisor,
+        loss_slack=(unit if per_row else unit.sum(0, True) / divisor)[:, None],
         grad_slack=(unit * top * float(grad_scale) / divisor)[:, None],
         rows_slack=max((unit * top).tolist(), default=0.0) * abs(float(label_lr)) / update_divisor,
     )
@@ -107,7 +108,7 @@ def expect(logits: Tensor, index: Tensor, bank: reference.Bank, **options: Any) 
 def compare(expected: Expected, loss: Tensor, grad: Tensor, bank: PseudoLabelBank) -> float:
     """The largest error of loss, gradient and bank over what is allowed, at most 1; Mismatch says where it is more."""
     worst = max(
-        _compare("the loss", loss[None, None], expected.loss[None, None], expected.loss_slack, None),
+        _compare("the loss", loss.reshape(-1, 1), expected.loss[:, None], expected.loss_slack, None),
         _compare("the gradient", grad, expected.grad, expected.grad_slack, expected.samples),
     )
     ours, nobody, owners = bank.pseudo_logits.cpu(), expected.untouched, expected.owners

@@ -27,13 +27,14 @@ int main() {
                   grad(size * classes * a);
               for (size_t i = 0; i < logits.size(); ++i) logits[i] = char(i * 37 % 61);  // small positive numbers
               std::vector<double> statistics(kStatistics);
+              std::vector<float> row_losses(size);
               float value;
               int64_t step = 5;
               Bank bank{bank_rows.data(), DType(bank_dtype), classes, slots.data(), samples, classes, 10, variant == 1 && bank_dtype,
                         7, &step};
               Batch batch{logits.data(), DType(logits_dtype), size, stride, index.data(), true};
               Step d2{ClassLoss(loss), {0.1f, 0.03f, 0.1f, 40.0f}, variant != 2, grad.data(), double(size), &value,
-                      variant == 3 ? statistics.data() : nullptr, 2};
+                      variant == 3 ? row_losses.data() : nullptr, variant == 3 ? statistics.data() : nullptr, 2};
               int64_t skipped, first;
               if (predict(batch, bank, 2, &skipped, &first) != -1 || d2_step(batch, bank, d2) != -1) return 1;
               if (!isfinite(value)) return 2;
@@ -57,9 +58,11 @@ int main() {
         float value;
         int64_t step = 0;
         std::vector<double> statistics(kStatistics);
+        std::vector<float> row_losses(size);
         Bank bank{bank_rows.data(), DType(0), classes, slots.data(), size, classes, 10, false, 0, &step};
         Batch batch{logits.data(), DType(0), size, classes, index.data(), false};
-        Step d2{ClassLoss(loss), {0.1f, 0.03f, 0.1f, 40.0f}, true, grad.data(), double(size), &value, statistics.data(), 3};
+        Step d2{ClassLoss(loss), {0.1f, 0.03f, 0.1f, 40.0f}, true, grad.data(), double(size), &value, row_losses.data(),
+                statistics.data(), 3};
         if (d2_step(batch, bank, d2) != -1 || statistics[kSkipped] != 1 || !isnan(value)) return 4;
         ++runs;
       }

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,12 +80,40 @@ def test_predict_names_non_finite_logits_and_sets_the_others(backend, bad):
 
 
 @pytest.mark.parametrize(
+    "labels",
+    [
+        LABELS.tolist(),
+        LABELS.numpy(),
+        LABELS.numpy().astype(">i2"),
+        LABELS.to(torch.int8),
+        np.broadcast_to(LABELS.numpy(), (2, 5))[1],  # read-only
+    ],
+)
+def test_labels_of_any_integers(labels):
+    assert torch.equal(PseudoLabelBank(labels, np.int64(3)).slots, PseudoLabelBank(LABELS, 3).slots)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": LABELS.float()}, "labels are torch.float32; pass integers, -1 for an unlabelled sample"),
+        ({"labels": LABELS.numpy() < 0}, "labels are bool; pass integers"),
+        ({"labels": ["cat", "dog"]}, "labels are <U3; pass integers"),
+        ({"num_classes": 10.0}, "num_classes is 10.0; pass an int"),
+        ({"label_scale": "10"}, "label_scale is '10', of type str; pass a number"),
+    ],
+)
+def test_what_is_no_integer_is_named(options, message):
+    with pytest.raises(TypeError, match=message):
+        PseudoLabelBank(**{"labels": LABELS, "num_classes": 3, **options})
+
+
+@pytest.mark.parametrize(
     ("labels", "message"),
     [
         (torch.tensor([0, 3, -1]), r"labels\[1\] is 3 \(1 such\); a label is 0 … 2, or -1"),
         (torch.tensor([0, -2, -5]), r"labels\[1\] is -2 \(2 such\)"),
-        (torch.tensor([0, 1], dtype=torch.int32), r"labels must be int64 \[M\]; got torch.int32 \[2\]"),
-        (torch.tensor([[0, 1]]), r"labels must be int64 \[M\]; got torch.int64 \[1, 2\]"),
+        (torch.tensor([[0, 1]]), r"labels are \[1, 2\]; pass \[M\], one label a sample"),
     ],
 )
 def test_bad_labels_are_named(labels, message):

@@ -31,10 +31,10 @@ def _compile_anew():
     torch._dynamo.reset()
 
 
-def operator_arguments(bank, logits, index, *, statistics=True, update=True, backend="auto"):
+def operator_arguments(bank, logits, index, *, statistics=True, update=True, reduction="mean", backend="auto"):
     sums = torch.zeros(len(STATISTICS), dtype=torch.float64, device=logits.device) if statistics else None
     scalars = ([0.1, 0.03, 1.0, 1.0], [None, None, torch.tensor(50.0, device=logits.device), None])
-    settings = ("kl_reverse", float(len(index)), float(len(index)), update)
+    settings = ("kl_reverse", None, float(len(index)), update, reduction, 1)
     return (
         logits, index, bank.pseudo_logits, bank.slots, bank.updates, bank.status, sums,
         bank.label_scale, bank.rounding, bank.seed, *scalars, *settings, backend,
@@ -50,17 +50,19 @@ class TestOpcheck:
         arguments = operator_arguments(make_bank(8, 20), logits, index, update=update, backend=name)
         torch.library.opcheck(torch.ops.r2d2fast.d2_step.default, arguments)
 
-    def test_of_the_step_on_views_without_statistics(self, name):
+    @pytest.mark.parametrize("reduction", ["mean", "none"])
+    def test_of_the_step_on_views_without_statistics(self, name, reduction):
         logits, index = torch.randn(5, 23)[:, 1:21], torch.arange(10, dtype=torch.int32)[::2]
         bank = make_bank(12, 20, dtype=torch.bfloat16, rounding="stochastic")
-        arguments = operator_arguments(bank, logits, index, statistics=False, backend=name)
+        arguments = operator_arguments(bank, logits, index, statistics=False, reduction=reduction, backend=name)
         torch.library.opcheck(torch.ops.r2d2fast.d2_step.default, arguments)
 
 
+@pytest.mark.parametrize("loss", [torch.tensor(1.5), torch.arange(5.0)])
 @pytest.mark.parametrize("grad_scale", [None, torch.tensor(2.0)])
-def test_opcheck_of_the_derivative(grad_scale):
+def test_opcheck_of_the_derivative(grad_scale, loss):
     logits = torch.randn(5, 20, requires_grad=True)
-    arguments = (logits, torch.tensor(1.5), torch.randn(5, 20), 4.0, grad_scale)
+    arguments = (logits, loss, torch.randn(5, 20), 4.0, grad_scale)
     torch.library.opcheck(torch.ops.r2d2fast.attach_gradient.default, arguments)
 
 
@@ -129,6 +131,21 @@ class TestCompiledTraining:
         shape = ", ".join(map(str, bank.pseudo_logits.shape))
         assert any(f"({shape})" in source for source in sources)
         assert not any(re.search(rf"empty_strided\w*\(\({shape}\)", source) for source in sources)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_weighted_rows_compile(reduction):
+    weight, index = torch.rand(12), torch.arange(12)
+    outcomes = []
+    for compiled in (False, True):
+        bank, logits = make_bank(40, 30), torch.linspace(-3, 3, 360).view(12, 30).requires_grad_()
+        criterion = FusedD2Loss(bank, label_lr=200.0, reduction=reduction, gradient_accumulation_steps=2)
+        call = torch.compile(criterion, fullgraph=True, backend="aot_eager") if compiled else criterion
+        loss = call(logits, index, sample_weight=weight)
+        (loss * torch.arange(1.0, 13.0)).sum().backward()
+        outcomes.append((loss, logits.grad, bank.pseudo_logits))
+    for ours, expected in zip(*outcomes, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_the_function_compiles_too():

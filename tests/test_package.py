@@ -57,6 +57,13 @@ def test_every_package_is_installed():
     assert listed == found | {"r2d2fast.kernels"}
 
 
+def test_type_checkers_are_told_of_the_annotations(tmp_path):
+    source = copy_without_extension(tmp_path)
+    built = run(sys.executable, "setup.py", "build_py", "--build-lib", "built", cwd=source)
+    assert built.returncode == 0, built.stderr
+    assert (source / "built" / "r2d2fast" / "py.typed").exists()
+
+
 def test_without_a_compiler_it_installs_as_pure_python_and_says_so(tmp_path):
     source = copy_without_extension(tmp_path)
     environment = {**os.environ, "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}

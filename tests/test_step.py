@@ -187,6 +187,23 @@ def test_normalizers(backend):
     assert torch.equal(banks[0].pseudo_logits, banks[1].pseudo_logits)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@NARROW_AND_WIDE
+def test_reductions(backend, classes, reduction):
+    """Losses of each row, and of one that is not finite; the pseudo-logits move as with the mean."""
+    logits, index = torch.randn(9, classes), torch.tensor([0, 1, 2, 5, 4, 5, 6, 7, 8])
+    banks = make_bank(9, classes), make_bank(9, classes)
+    check_step(backend, logits, index, banks[0], label_lr=40.0)
+    check_step(backend, logits, index, banks[1], label_lr=40.0, reduction=reduction)
+    assert torch.equal(banks[0].pseudo_logits, banks[1].pseudo_logits)
+    logits[4, 0] = float("nan")
+    loss, _ = check_step(backend, logits, index, make_bank(9, classes), class_loss="mse", reduction=reduction)
+    assert loss.isnan().sum() == 1
+    nothing = torch.empty(0, classes), torch.empty(0, dtype=torch.int64)
+    loss, _ = check_step(backend, *nothing, make_bank(9, classes), reduction=reduction)
+    assert loss.tolist() == ([] if reduction == "none" else 0.0)
+
+
 def test_grad_scale_keeps_tiny_float16_gradients(backend):
     """The update never depends on the upstream gradient: the scale is applied before the gradient is rounded to float16."""
     logits = (torch.randn(4, 300) * 0.01).half()

@@ -8,6 +8,9 @@ from r2d2fast.reference import Bank
 
 def check_batch(logits: Tensor, index: Tensor, bank: Bank) -> None:
     """TypeError or ValueError unless ``logits`` ``[B, N]`` and ``index`` ``[B]`` fit each other and the bank."""
+    check_bank(bank)
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits are a {type(logits).__name__}; pass the network's output, a tensor")
     rows = bank.pseudo_logits
     classes = rows.shape[1]
     if logits.dim() != 2 or logits.shape[1] != classes:
@@ -26,8 +29,20 @@ def check_batch(logits: Tensor, index: Tensor, bank: Bank) -> None:
         )
 
 
+def check_bank(bank: Bank) -> None:
+    """TypeError for anything that is no bank."""
+    if not isinstance(bank, Bank):
+        raise TypeError(
+            f"bank is a {type(bank).__name__}; pass a PseudoLabelBank, made from the labels of the data set"
+        )
+
+
 def check_index(index: Tensor) -> None:
-    """TypeError unless sample numbers are int64 or int32."""
+    """TypeError unless sample numbers are a tensor of int64 or int32."""
+    if not isinstance(index, Tensor):
+        raise TypeError(
+            f"index is a {type(index).__name__}; pass a tensor of int64 or int32, torch.as_tensor(index) say"
+        )
     if index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"index is {index.dtype}; pass int64 or int32 sample numbers")
 

@@ -34,14 +34,16 @@ def step(
     size, batch, _logits, index = batch_handle(logits, index)
     grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
     loss = logits.new_empty((), dtype=torch.float32)
+    row_losses = logits.new_empty(size, dtype=torch.float32) if options.reduction == "none" else None
     bad = module.step(
         bank_handle(bank), batch, CLASS_LOSSES.index(options.class_loss),
         options.scalars, options.normalizers(size), options.update,
-        grad.data_ptr(), loss.data_ptr(), 0 if statistics is None else statistics.data_ptr(), torch.get_num_threads(),
+        grad.data_ptr(), loss.data_ptr(), 0 if row_losses is None else row_losses.data_ptr(),
+        0 if statistics is None else statistics.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if bad >= 0:
         raise IndexError(out_of_range(int(index[bad]), bad, len(bank.slots)))
-    return loss, grad
+    return loss if row_losses is None else row_losses, grad
 
 
 def predict(bank: Bank, index: Tensor, logits: Tensor) -> tuple[int, int]:

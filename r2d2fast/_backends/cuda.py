@@ -49,7 +49,7 @@ def step(
         grad.data_ptr(), loss.data_ptr(), 0 if statistics is None else statistics.data_ptr(), results.data_ptr(),
         *_target(logits),
     )  # fmt: skip
-    return loss, grad
+    return results[:size] if options.reduction == "none" else loss, grad
 
 
 def predict(bank: Bank, index: Tensor, logits: Tensor) -> tuple[int, int]:

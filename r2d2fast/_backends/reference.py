@@ -24,7 +24,8 @@ def step(
     if statistics is not None:
         statistics += _row_statistics(logits, index, bank, options.class_loss)
     result = reference.d2_step(logits, index, bank, **options._asdict())
-    return result.loss.to(torch.promote_types(logits.dtype, torch.float32)), result.grad.to(logits.dtype)
+    loss = result.row_losses if options.reduction == "none" else result.loss
+    return loss.to(torch.promote_types(logits.dtype, torch.float32)), result.grad.to(logits.dtype)
 
 
 def _row_statistics(logits: Tensor, index: Tensor, bank: Bank, class_loss: str) -> Tensor:

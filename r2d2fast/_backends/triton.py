@@ -51,7 +51,7 @@ def step(
             tuple(map(_scalar, options.scalars)), tuple(map(float, options.normalizers(size))),
             options.class_loss, options.update,
         )  # fmt: skip
-    return loss, grad
+    return results[:size] if options.reduction == "none" else loss, grad
 
 
 def predict(bank: Bank, index: Tensor, logits: Tensor) -> tuple[int, int]:

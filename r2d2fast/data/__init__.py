@@ -11,6 +11,7 @@ from r2d2fast.data.photographs.workers import LoaderError
 from r2d2fast.data.preprocessing import Preprocessing
 from r2d2fast.data.random_numbers import derive_seed, uniform
 from r2d2fast.data.resident import ResidentImages
+from r2d2fast.data.sharded import Partition, ShardedBatchSampler, ShardedPseudoLabelBank
 from r2d2fast.data.small_folder import small_image_shape
 from r2d2fast.data.small_images import load_dataset
 from r2d2fast.data.split import split_labels
@@ -25,10 +26,13 @@ __all__ = [
     "Dataset",
     "Images",
     "LoaderError",
+    "Partition",
     "PhotographImages",
     "PhotographOptions",
     "Preprocessing",
     "ResidentImages",
+    "ShardedBatchSampler",
+    "ShardedPseudoLabelBank",
     "consecutive_batches",
     "derive_seed",
     "load_dataset",

@@ -60,7 +60,7 @@ def make_bank(config: Config, labels: Tensor, num_classes: int, ranks: Ranks) ->
         storage += f".{ranks.rank}-of-{ranks.count}"  # another number of ranks has files of its own
     dtype = DTYPES[config.bank_dtype]
     try:
-        return PseudoLabelBank(
+        bank = PseudoLabelBank(
             labels,
             num_classes,
             config.label_scale,
@@ -74,6 +74,8 @@ def make_bank(config: Config, labels: Tensor, num_classes: int, ranks: Ranks) ->
         raise ConfigError(
             f"--bank-storage {config.bank_storage}: {error}; accepted: device, pinned on a GPU, a path"
         ) from error
+    bank.sharded = ranks.count > 1
+    return bank
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
