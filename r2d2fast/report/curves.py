@@ -103,7 +103,10 @@ def overview_figures(groups: list[Group]) -> list[Figure]:
         rows = []
         for group in shown:
             errors = [run.results["test_error"] for run in group.finished if run.results is not None]
-            rows.append((group.letter, errors, mean_std(group.results[f"stage {group.settings['stages'][-1]}"])))
+            errors = [error for error in errors if error is not None]
+            rows.append(
+                (group.letter, errors, mean_std(group.results.get(f"stage {group.settings['stages'][-1]}", [])))
+            )
         if sum(len(errors) for _, errors, _ in rows) > 1:
             title = f"{dataset}: test error (%)"
             figures.append(

@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from r2d2fast.report.errors import ReportError
@@ -12,8 +13,11 @@ from r2d2fast.train.run_directory import CONFIG, METRICS, RESULTS, SPLIT
 
 # What is read of a configuration, an epoch and a result, without which nothing could be said of the run.
 _SETTINGS = {"dataset": str, "seed": int, "split": int, "num_labels": int, "stages": list}
-_OF_AN_EPOCH = {"stage": int, "epoch": int, "test_error": float}
-_OF_A_STAGE = {"stage": int, "epochs": int, "test_error": float}
+Kinds = Mapping[str, type | UnionType]
+# A test error is None where there are no test data.
+_TEST_ERROR = float | None
+_OF_AN_EPOCH: Kinds = {"stage": int, "epoch": int, "test_error": _TEST_ERROR}
+_OF_A_STAGE: Kinds = {"stage": int, "epochs": int, "test_error": _TEST_ERROR}
 _WAY_OUT = "restore it, or leave the run out"
 
 
@@ -95,7 +99,7 @@ def _read_results(path: Path) -> dict[str, Any]:
         place = f"{path}, entry {number} of stages"
         _check(entry, _OF_A_STAGE, place)
         _check_numbers(entry, place)
-    _check(results, {"test_error": float, "seconds": float}, str(path))
+    _check(results, {"test_error": _TEST_ERROR, "seconds": float}, str(path))
     return results
 
 
@@ -142,11 +146,14 @@ def _parsed(text: str, place: str) -> dict[str, Any]:
     return value
 
 
-def _check(values: dict[str, Any], kinds: dict[str, type], place: str) -> None:
+def _check(values: dict[str, Any], kinds: Kinds, place: str) -> None:
     """That what is needed is there, and of its kind; a whole number is a float, too."""
     for name, kind in kinds.items():
         value = values.get(name)
-        good = isinstance(value, int | float) and math.isfinite(value) if kind is float else isinstance(value, kind)
+        if kind == _TEST_ERROR and name in values and value is None:
+            continue
+        number = kind in (float, _TEST_ERROR)
+        good = isinstance(value, int | float) and math.isfinite(value) if number else isinstance(value, kind)
         if not good:
             raise ReportError(f"{place}: {name} is {value!r}; {_WAY_OUT}")
 

@@ -50,7 +50,8 @@ def runs_table(group: Group) -> Table:
     rows = []
     for run in group.runs:
         if run.results is None:
-            last = f", now at {run.rows[-1]['test_error']:.2f} %" if run.rows else ""
+            error = run.rows[-1]["test_error"] if run.rows else None
+            last = "" if error is None else f", now at {error:.2f} %"
             cells = [""] * len(names)
         else:
             last, values = "", results_of(run)

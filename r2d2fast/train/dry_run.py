@@ -112,7 +112,7 @@ def _kept_bytes(trainer: Trainer, batch: int) -> int:
     images = torch.zeros(batch, *trainer.data.train.shape, device=trainer.ranks.device)
     trainer.model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), trainer.precision.autocast():
-        logits = trainer.model(images.contiguous(memory_format=torch.channels_last))
+        logits = trainer.model(images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images)
     del logits
     return sum(kept.values())
 
@@ -173,11 +173,12 @@ class _Clock(Callback):
 
 
 def _seconds_per_image(trainer: Trainer) -> float:
-    samples = torch.arange(min(EVALUATION_BATCH, len(trainer.data.test)))
+    images = trainer.data.test if len(trainer.data.test) else trainer.data.train
+    samples = torch.arange(min(EVALUATION_BATCH, len(images)))
     seconds = []
     for _ in range(2):  # the first time memory is allocated
         began = time.perf_counter()
-        for _ in trainer.evaluator.logits(trainer.data.test, samples):
+        for _ in trainer.evaluator.logits(images, samples):
             _synchronize(trainer)
         seconds.append(time.perf_counter() - began)
     return seconds[-1] / len(samples)

@@ -50,11 +50,14 @@ class Evaluator:
             if number < common:
                 self.between_batches()
 
-    def test_errors(self, dataset: Dataset) -> dict[str, float]:
-        """``test_error`` on the test images, in percent; with many classes ``test_error_top5``, too. Every rank calls this."""
+    def test_errors(self, dataset: Dataset) -> dict[str, float | None]:
+        """``test_error`` on the test images, in percent; with many classes ``test_error_top5``, too. None where there are no test
+        images. Every rank calls this."""
         device = self.ranks.device
         part = self.ranks.part(len(dataset.test))
         kinds = {"test_error": 1} | ({"test_error_top5": 5} if dataset.num_classes >= CLASSES_FOR_TOP5 else {})
+        if not len(dataset.test):
+            return dict.fromkeys(kinds)
         right = torch.zeros(len(kinds), dtype=torch.int64, device=device)
         for index, logits in self.logits(dataset.test, torch.arange(part.start, part.stop)):
             labels = dataset.test_labels[index].to(device)

@@ -1,4 +1,4 @@
-"""Which images and labels a configuration trains on."""
+"""Which images or embeddings, and labels, a configuration trains on."""
 
 from torch import Tensor
 
@@ -7,6 +7,7 @@ from r2d2fast.data import (
     Dataset,
     PhotographOptions,
     load_dataset,
+    load_embeddings,
     load_folder,
     load_imagenet,
     read_split,
@@ -38,6 +39,8 @@ def _load(config: Config, ranks: Ranks) -> Dataset:
             config.image_size, config.resize, config.workers, config.on_bad_image, config.decoder
         )
         return load(config.data_dir, ranks.device, options)
+    if config.dataset == "embeddings":
+        return load_embeddings(config.data_dir, ranks.device)
     if config.download and ranks.rank > 0:
         ranks.barrier()  # rank 0 downloads
     dataset = load_dataset(config.dataset, config.data_dir, ranks.device, config.download and ranks.rank == 0)

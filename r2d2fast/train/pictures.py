@@ -19,7 +19,8 @@ ERROR_TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
 def draw_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
-    """``curves.png``: test error and pseudo-label error in percent over the epochs, a panel for each stage."""
+    """``curves.png``: test error and pseudo-label error in percent over the epochs, a panel for each stage. Without test data or
+    true labels a curve is left out."""
     stages = sorted({row["stage"] for row in rows})
     panels = [[row for row in rows if row["stage"] == stage] for stage in stages]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -27,21 +28,22 @@ def draw_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
     axes = figure.subplots(1, len(stages), sharey=True, squeeze=False, width_ratios=widths)[0]
     for axis, stage, panel in zip(axes, stages, panels, strict=True):
         epochs = np.arange(1, len(panel) + 1)
-        axis.plot(epochs, [row["test_error"] for row in panel], color="black", label="test error")
+        last = panel[-1]["test_error"]
+        if last is not None:
+            axis.plot(epochs, [row["test_error"] for row in panel], color="black", label="test error")
+            axis.annotate(
+                f"{last:.1f} %",
+                (epochs[-1], last),
+                xytext=(-4, 12),
+                textcoords="offset points",
+                ha="right",
+                fontweight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+            )
         if stage > 1:
             label_errors = [row["pseudo_label_error"] for row in panel]
             axis.plot(epochs, label_errors, color="tab:orange", linestyle="--", label="pseudo-label error")
         _mark_repredictions(axis, panel)
-        last = panel[-1]["test_error"]
-        axis.annotate(
-            f"{last:.1f} %",
-            (epochs[-1], last),
-            xytext=(-4, 12),
-            textcoords="offset points",
-            ha="right",
-            fontweight="bold",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-        )
         axis.set(title=STAGE_TITLES[stage], xlabel="epoch", yscale="log")
         axis.set_yticks(ERROR_TICKS)
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -49,7 +51,9 @@ def draw_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
         axis.grid(axis="y", alpha=0.3)
     errors = [row[key] for row in rows for key in ("test_error", "pseudo_label_error") if row[key]]
     axes[0].set(ylabel="error (%)", ylim=(0.7 * min(errors, default=1), 100))
-    axes[min(1, len(axes) - 1)].legend(loc="upper right")
+    legend_axis = axes[min(1, len(axes) - 1)]
+    if legend_axis.lines:
+        legend_axis.legend(loc="upper right")
     _save(figure, directory / "curves.png")
 
 

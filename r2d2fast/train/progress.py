@@ -59,9 +59,10 @@ class Reporter:
     def epoch_ended(self, epoch: Epoch, row: dict[str, Any]) -> None:
         """Show the metrics of an epoch: always in the bar; as a line at stage ends, repredictions and now and then."""
         rate = row["images_per_second"]
+        error = "" if row["test_error"] is None else f"  error {row['test_error']:.2f} %"
         line = (
             f"stage {epoch.stage} epoch {epoch.epoch + 1:{len(str(self.epochs_of_stage[epoch.stage]))}}"
-            f"/{self.epochs_of_stage[epoch.stage]}  loss {row['train_loss']:.4f}  error {row['test_error']:.2f} %"
+            f"/{self.epochs_of_stage[epoch.stage]}  loss {row['train_loss']:.4f}{error}"
         ) + ("" if rate is None else f"  {rate:.0f} images/s")
         self.before += epoch.steps
         self.bar.update(self.task, description=line, completed=self.before)

@@ -60,7 +60,7 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
     return results
 
 
-def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, float]:
+def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, float | None]:
     """The test errors of the network in the last good checkpoint of ``directory``, in which nothing changes.
 
     Raises TrainingError if there is none.
@@ -71,7 +71,9 @@ def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) ->
     path = _find(directory, console, ranks)
     if path is None:
         raise TrainingError(f"{directory} has no checkpoint to evaluate; name the --run-dir of a run that has begun")
-    load_tensors(path, {"network": trainer.model.state_dict()}, ranks)
+    # Within stage 2 the average of the weights is what is evaluated.
+    trainer.go_to(read_values(path)["position"][0])
+    load_tensors(path, {name: trainer.tensors()[name] for name in ("network", "averaged")}, ranks)
     with cpu_threads(trainer.threads):
         return trainer.evaluator.test_errors(trainer.data)
 

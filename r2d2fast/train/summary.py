@@ -9,7 +9,7 @@ from rich.table import Table
 from r2d2fast.tables import mean_std
 
 
-def print_errors(errors: dict[str, float], directory: Path, console: Console) -> None:
+def print_errors(errors: dict[str, float | None], directory: Path, console: Console) -> None:
     """Print the test errors of a network that was only evaluated."""
     console.print(f"{_errors(errors)}: the network in {directory}", highlight=False, soft_wrap=True)
 
@@ -17,7 +17,8 @@ def print_errors(errors: dict[str, float], directory: Path, console: Console) ->
 def print_summary(results: dict[str, Any], directory: Path, console: Console) -> None:
     """Print the errors after each stage, the times, and where the files are."""
     for entry in results["stages"]:
-        d2 = f" (before R2 {entry['d2_test_error']:.2f} %)" if "d2_test_error" in entry else ""
+        d2_error = entry.get("d2_test_error")
+        d2 = "" if d2_error is None else f" (before R2 {d2_error:.2f} %)"
         rate, outside = entry["images_per_second"], entry["outside_network"]
         speed = "" if rate is None else f", {rate:.0f} images/s"
         share = "" if outside is None else f", {100 * outside:.0f} % of the time outside the network"
@@ -45,6 +46,8 @@ def print_runs(results: list[dict[str, Any]], console: Console) -> None:
     for stage in stages:
         table.add_column(f"stage {stage}", justify="right")
     columns = [[run["stages"][place]["test_error"] for run in results] for place in range(len(stages))]
+    if None in columns[0]:
+        return  # without test data there is nothing to compare
     for place, run in enumerate(results):
         table.add_row(str(run["seed"]), str(run["split"]), *(f"{column[place]:.2f}" for column in columns))
     table.add_section()
@@ -53,5 +56,7 @@ def print_runs(results: list[dict[str, Any]], console: Console) -> None:
 
 
 def _errors(entry: dict[str, Any]) -> str:
+    if entry["test_error"] is None:
+        return "no test data, so no test error"
     top5 = f", top-5 {entry['test_error_top5']:.2f} %" if "test_error_top5" in entry else ""
     return f"test error {entry['test_error']:.2f} %{top5}"
