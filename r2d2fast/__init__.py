@@ -11,6 +11,7 @@ from r2d2fast.loss import FusedD2Loss, d2_loss, d2_step
 
 if TYPE_CHECKING:
     from r2d2fast.data.sharded import ShardedBatchSampler, ShardedPseudoLabelBank
+    from r2d2fast.estimator import R2D2Classifier
     from r2d2fast.predict import load_run
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "BankError",
     "FusedD2Loss",
     "PseudoLabelBank",
+    "R2D2Classifier",
     "ShardedBatchSampler",
     "ShardedPseudoLabelBank",
     "backends",
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 
 # Imported when they are asked for: the loss alone needs neither torchvision nor scikit-learn, which take seconds to import.
 _LAZY = {
+    "R2D2Classifier": "r2d2fast.estimator",
     "ShardedBatchSampler": "r2d2fast.data.sharded",
     "ShardedPseudoLabelBank": "r2d2fast.data.sharded",
     "load_run": "r2d2fast.predict",

@@ -1,6 +1,7 @@
-"""Images, labels, splits, augmentation and the batches made from them."""
+"""Images or embeddings, labels, splits, augmentation and the batches made from them."""
 
 from r2d2fast.data.dataset import Augmentation, Dataset, Images
+from r2d2fast.data.embeddings import Embeddings, load_embeddings
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.folder import load_folder, load_imagenet
 from r2d2fast.data.order import Batch, BatchSampler, consecutive_batches, mixed_steps, shuffled_steps
@@ -24,6 +25,7 @@ __all__ = [
     "BatchSampler",
     "DataError",
     "Dataset",
+    "Embeddings",
     "Images",
     "LoaderError",
     "Partition",
@@ -36,6 +38,7 @@ __all__ = [
     "consecutive_batches",
     "derive_seed",
     "load_dataset",
+    "load_embeddings",
     "load_folder",
     "load_imagenet",
     "mixed_steps",

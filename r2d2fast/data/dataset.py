@@ -1,4 +1,4 @@
-"""What the trainer asks of a data set, wherever its images are."""
+"""What the trainer asks of a data set, wherever its images, or embeddings, are."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class Augmentation:
 
 
 class Images(Protocol):
-    """The images of one part, training or test, of a data set."""
+    """The images, or embeddings, of one part, training or test, of a data set."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images in a batch."""
+    def shape(self) -> tuple[int, ...]:
+        """Of one of them in a batch: (C, H, W) of images, (D,) of embeddings."""
         ...
 
     @property
@@ -52,16 +52,16 @@ class Images(Protocol):
     def batches(self, order: Sequence[Batch], augmentation: Augmentation | None, seed: int) -> Iterator[Tensor]:
         """The images of each batch of ``order``: float32 ``[B, C, H, W]``, normalised, channels last, on the device that the
         images were made for; without an augmentation as evaluation sees them. With one, batches need ``keys``. Reads ahead where
-        the images have to be loaded."""
+        the images have to be loaded. Of embeddings float32 ``[B, D]``, not normalised: that is the network's own part."""
         ...
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images of one data set. There may be no test images.
+    """Training and test images, or embeddings, of one data set.
 
     Attributes:
-        train, test: the images.
+        train, test: the images. Of the latter there may be none; then nobody knows a test error.
         train_labels: int64 ``[M]``, on the CPU: the true class of every training image; of those that a split leaves unlabelled,
             to measure pseudo-label error only; −1 where nobody knows it.
         test_labels: int64 ``[T]``, on the CPU.

@@ -1,4 +1,4 @@
-"""Many strings in one piece of memory."""
+"""The names of many samples, in little memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -46,3 +46,23 @@ class Names(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return (self[place] for place in range(len(self)))
+
+
+class Numbers(Sequence[str]):
+    """The names of ``count`` samples that have none: ``"0"``, ``"1"`` and so on, made when they are asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        chosen = range(self._count)[place]
+        return str(chosen) if isinstance(chosen, int) else [str(number) for number in chosen]

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 from torchvision.datasets.utils import check_integrity
@@ -75,6 +73,10 @@ def load_dataset(name: str, root: Path, device: torch.device, download: bool) ->
 
 def _digits(root: Path, download: bool) -> _Files:
     """scikit-learn's 1797 handwritten digits, 8×8: 1437 to train on; 360, stratified, always the same, to test on."""
+    # Here, because it takes a second or two, and no other data set needs it.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     values, classes = load_digits(return_X_y=True)
     pixels = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 8, 8)
     labels = torch.tensor(classes, dtype=torch.int64)

@@ -3,7 +3,7 @@
 import difflib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from r2d2fast.models.batch_norm import with_bn_groups
 from r2d2fast.models.conv_large import conv_large
+from r2d2fast.models.heads import embedding_classifier
 from r2d2fast.models.lenet import LeNet2D
 from r2d2fast.models.libraries import LIBRARIES, library_model, library_names, torchvision_model
 from r2d2fast.models.pretrained import load_pretrained
@@ -24,16 +25,19 @@ class Backbone(NamedTuple):
     """How to make a network.
 
     Attributes:
-        build: called with (num_classes, in_channels, image_size) and the switches that are on.
+        build: called with (num_classes, in_channels, image_size) and the switches that are on; one of embeddings with
+            (num_classes, features, hidden_layer_sizes, dropout, feature_length).
         smallest: height and width in pixels that it needs at least.
         multiple: of which height and width have to be a multiple.
         switches: that it has.
+        embeddings: whether it takes embeddings instead of images.
     """
 
     build: Callable[..., nn.Module]
     smallest: int = 1
     multiple: int = 1
     switches: tuple[str, ...] = ()
+    embeddings: bool = False
 
 
 BACKBONES = {
@@ -46,6 +50,11 @@ BACKBONES = {
     ),
     "shake26-96": Backbone(lambda classes, channels, size: ShakeShake(classes, channels), smallest=4, multiple=4),
     "resnet18": Backbone(functools.partial(torchvision_model, "resnet18")),
+    "linear": Backbone(
+        lambda classes, features, hidden, *settings: embedding_classifier(classes, features, (), *settings),
+        embeddings=True,
+    ),
+    "mlp": Backbone(embedding_classifier, embeddings=True),
 }
 """Backbones with a name of their own; ``torchvision:NAME`` and ``timm:NAME`` are accepted beside them."""
 
@@ -59,24 +68,32 @@ def make_model(
     bn_groups: int = 1,
     input_noise: bool = False,
     weight_norm: bool = False,
+    hidden_layer_sizes: Sequence[int] = (256,),
+    dropout: float = 0.0,
+    feature_length: float = 10.0,
     pretrained: Path | None = None,
 ) -> nn.Module:
     """The backbone ``name``, on the CPU, in training mode; initial values are drawn from torch's generator.
 
-    The network takes float ``[B, in_channels, image_size, image_size]`` and gives logits ``[B, num_classes]``.
+    The network takes float ``[B, in_channels, image_size, image_size]``, or embeddings, float ``[B, in_channels]``, and gives
+    logits ``[B, num_classes]``.
 
     Args:
         name: of :data:`BACKBONES`; or ``torchvision:NAME``, a classification model of torchvision; or ``timm:NAME``, of timm.
         num_classes: N.
-        in_channels: C. torchvision's networks get another first convolution where it is not 3.
-        image_size: height and width in pixels.
+        in_channels: C, or the D numbers of an embedding. torchvision's networks get another first convolution where it is not 3.
+        image_size: height and width in pixels; 0 for embeddings.
         bn_groups: parts of a batch that batch norm treats apart in training (:func:`with_bn_groups`).
         input_noise: ConvLarge only: noise of standard deviation 0.15 on the images in training.
         weight_norm: ConvLarge only: weight normalisation.
+        hidden_layer_sizes: mlp only: the width of each hidden layer.
+        dropout: linear and mlp only: the probability that a feature is left out in training.
+        feature_length: linear and mlp only: the length that each sample's features are scaled to.
         pretrained: a file of weights to start from (:func:`load_pretrained`, whose message goes to the log as a warning).
 
     Raises:
-        ValueError: an unknown name, images of a size that the backbone does not take, a switch or ``bn_groups`` that it does not
+        ValueError: an unknown name, images where the backbone takes embeddings or the other way round, or of a size that it does
+            not take, a switch or ``bn_groups`` that it does not
             have; PretrainedError, a ValueError too: a file that cannot be read or does not fit.
         ImportError: ``timm:NAME`` without timm.
     """
@@ -87,12 +104,19 @@ def make_model(
         if switch not in backbone.switches:
             owners = ", ".join(owner for owner, other in BACKBONES.items() if switch in other.switches)
             raise ValueError(f"backbone {name!r} has no switch {switch}; only {owners} has it")
-    if image_size < backbone.smallest or image_size % backbone.multiple:
+    if backbone.embeddings != (image_size == 0):
+        takes, given = ("embeddings", "images") if backbone.embeddings else ("images", "embeddings")
+        others = ", ".join(other for other, one in BACKBONES.items() if one.embeddings != backbone.embeddings)
+        raise ValueError(f"backbone {name!r} takes {takes}, and these are {given}; accepted: {others}")
+    if not backbone.embeddings and (image_size < backbone.smallest or image_size % backbone.multiple):
         accepted = f"at least {backbone.smallest}" + f", a multiple of {backbone.multiple}" * (backbone.multiple > 1)
         raise ValueError(
             f"backbone {name!r} does not take images of {image_size}×{image_size} pixels; needed: {accepted}"
         )
-    model = backbone.build(num_classes, in_channels, image_size, **dict.fromkeys(wanted, True))
+    if backbone.embeddings:
+        model = backbone.build(num_classes, in_channels, hidden_layer_sizes, dropout, feature_length)
+    else:
+        model = backbone.build(num_classes, in_channels, image_size, **dict.fromkeys(wanted, True))
     if pretrained is not None:
         message = load_pretrained(model, pretrained)
         if message is not None:

@@ -34,14 +34,15 @@ def export_safetensors(model: nn.Module, metadata: Mapping[str, str]) -> bytes:
     return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
 
 
-def export_onnx(model: nn.Module, shape: tuple[int, int, int]) -> bytes:
+def export_onnx(model: nn.Module, shape: tuple[int, ...]) -> bytes:
     """The network in eval mode as the content of an ``.onnx`` file, up to 2 GB.
 
-    Its input is ``images``, float32 ``[batch, C, H, W]`` with any number of images, its output ``logits`` ``[batch, N]``.
+    Its input is ``images``, float32 ``[batch, C, H, W]`` with any number of images, or ``embeddings``, ``[batch, D]``; its output
+    ``logits`` ``[batch, N]``.
 
     Args:
         model: on any device; it is left as it is.
-        shape: (C, H, W).
+        shape: (C, H, W) or (D,).
 
     Raises:
         ImportError: without the packages that PyTorch needs for it.
@@ -59,7 +60,7 @@ def export_onnx(model: nn.Module, shape: tuple[int, int, int]) -> bytes:
     )
     exported = torch.onnx.export(
         program,
-        input_names=["images"],
+        input_names=["images" if len(shape) == 3 else "embeddings"],
         output_names=["logits"],
         dynamic_shapes=({0: "batch"},),
         dynamo=True,

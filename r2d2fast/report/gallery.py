@@ -93,6 +93,8 @@ def image_loader(data_dir: Path) -> LoadImages:
 def make_gallery(group: Group, load: LoadImages) -> Gallery:
     """The gallery of the group's first finished run, or of its first."""
     run = (group.finished or group.runs)[0]
+    if run.config["dataset"] == "embeddings":
+        return Gallery(run, "No gallery: embeddings are no images.")
     # Stage 3 predicts anew, but the paper is about the pseudo-labels that stage 2 has learned.
     files = {moment: path for moment, path in find_pseudo_labels(run.directory).items() if moment.stage == 2}
     if not files:

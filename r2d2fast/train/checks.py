@@ -12,10 +12,10 @@ LARGEST = torch.finfo(torch.float32).max
 SEEDS = 2**62
 
 
-def check_values(config: Config, image_side: int, ranks: int) -> None:
+def check_values(config: Config, shape: tuple[int, ...], ranks: int) -> None:
     """Raise ConfigError for the first value that lies outside its range, of all stages that ``config`` runs.
 
-    ``image_side``: the smaller of height and width, in pixels. ``ranks``: the number of processes.
+    ``shape``: (C, H, W) of images, (D,) of embeddings. ``ranks``: the number of processes.
     """
     one, two, three = config.stage1, config.stage2, config.stage3
     from_zero: dict[str, tuple[float, ...]] = {
@@ -37,6 +37,11 @@ def check_values(config: Config, image_side: int, ranks: int) -> None:
             "--stage2.labelled-batch": two.labelled_batch,
         }
         multiples = {name: from_one[name] for name in ("--stage2.unlabelled-batch", "--stage2.labelled-batch")}
+        if two.weight_decay is not None:
+            from_zero["--stage2.weight-decay"] = (two.weight_decay,)
+        if two.labelled_error_limit is not None:
+            from_zero["--stage2.labelled-error-limit"] = (two.labelled_error_limit,)
+        _require(0 <= two.ema < 1, "--stage2.ema", two.ema, "at least 0 and below 1")
     if 3 in config.stages:
         from_zero["--stage3.lr"] = (three.lr,)
         from_one |= {"--stage3.epochs": three.epochs, "--stage3.batch": three.batch}
@@ -46,7 +51,16 @@ def check_values(config: Config, image_side: int, ranks: int) -> None:
         _require(good, flag, ",".join(map(str, values)), "at least 0, and finite as float32")
     _require(0 < config.label_scale <= LARGEST, "--label-scale", config.label_scale, "above 0, and finite as float32")
     _require(0 <= config.momentum < 1, "--momentum", config.momentum, "at least 0 and below 1")
-    _require(0 <= config.translate < image_side, "--translate", config.translate, f"0 to {image_side - 1} pixels")
+    if len(shape) > 1:
+        side = min(shape[1:])
+        _require(0 <= config.translate < side, "--translate", config.translate, f"0 to {side - 1} pixels")
+    else:
+        for flag, value in {"--translate": config.translate, "--flip": config.flip, "--cutout": config.cutout}.items():
+            _require(not value, flag, value, "off for embeddings, whose augmentation is --dropout")
+    _require(0 <= config.dropout < 1, "--dropout", config.dropout, "at least 0 and below 1")
+    _require(0 < config.feature_length <= LARGEST, "--feature-length", config.feature_length, "above 0, and finite")
+    sizes = ",".join(map(str, config.hidden_layer_sizes))
+    _require(all(size > 0 for size in config.hidden_layer_sizes), "--hidden-layer-sizes", sizes, "1 or more each")
     _require(config.threads >= 0, "--threads", config.threads, "at least 0")
     _require(config.cutout >= 0, "--cutout", config.cutout, "at least 0 pixels")
     _require(config.checkpoint_minutes > 0, "--checkpoint-minutes", config.checkpoint_minutes, "above 0")

@@ -69,6 +69,24 @@ class Stage2:
     """Predict all pseudo-logits anew before --stage2.repredict-epochs. Without, only the learning rate changes there (paper,
     Table 1)."""
 
+    weight_decay: float | None = None
+    """The L2 penalty in this stage; None takes that of --weight-decay. Where many samples are labelled a smaller one does less
+    harm: the D2 loss is only alpha times as steep as the cross entropy of the other stages."""
+
+    ema: float = 0.0
+    """Decay, a step, of an exponential moving average of the weights, which is what predicts, is evaluated, and remains when the
+    stage ends; 0 for none."""
+
+    distribution_alignment: bool = False
+    """Before predicted logits become pseudo-logits, shift those of each class so that the mean prediction over all unlabelled
+    samples stays that of the first prediction (distribution alignment, Berthelot et al., ICLR 2020). Without, the shares of
+    classes can drift."""
+
+    labelled_error_limit: float | None = None
+    """End the stage, with the network of the prediction before, where the error on the labelled samples is so many points (in
+    percent) above that at the beginning of the stage; it is looked at where the network predicts, and at the end. None for
+    never."""
+
     lrs: Numbers
     """Learning rates, comma separated: the first holds until the first reprediction, each other one from a reprediction on."""
 
@@ -99,7 +117,8 @@ class Config:
 
     dataset: str = "digits"
     """The data set, whose recipe gives the defaults below: digits (scikit-learn's 1797 images of 8x8 pixels, which are installed
-    with it), mnist, fashion-mnist, svhn, cifar10, cifar100, imagenet, or folder (your own images and a file of labels)."""
+    with it), mnist, fashion-mnist, svhn, cifar10, cifar100, imagenet, folder (your own images and a file of labels),
+    or embeddings (numbers that a pretrained network gave your samples, train.npy, and train_labels.npy)."""
 
     data_dir: Path = Path("data")
     """The directory of the data set's files. Where they are missing, the error says what belongs there."""
@@ -191,7 +210,8 @@ class Config:
     """Write network.onnx, too, at the end (pip install "r2d2fast[onnx]")."""
 
     backbone: str
-    """The network: small, lenet2d, convlarge, shake26-96, resnet18, torchvision:NAME or timm:NAME."""
+    """The network: small, lenet2d, convlarge, shake26-96, resnet18, torchvision:NAME or timm:NAME; for embeddings linear or
+    mlp."""
 
     pretrained: Path | None = None
     """A file of weights to start from, safetensors or a PyTorch state_dict; a classifier of other classes is left out."""
@@ -201,6 +221,16 @@ class Config:
 
     weight_norm: bool = False
     """Learn length and direction of each weight vector apart (convlarge only; Salimans & Kingma, 2016)."""
+
+    hidden_layer_sizes: Integers = (256,)
+    """The widths of the hidden layers, comma separated (mlp only)."""
+
+    dropout: float = 0.0
+    """The probability that a feature is left out in training, the augmentation of embeddings (linear and mlp only); the same
+    features for a whole batch."""
+
+    feature_length: float = 10.0
+    """The length that each sample is scaled to after its features are standardised (linear and mlp only)."""
 
     bn_groups: int = 1
     """Number of parts of a batch that batch norm normalises apart in training; 4 does as the reference implementation's four
@@ -234,7 +264,7 @@ class Config:
     """The Nesterov momentum of SGD in every stage."""
 
     weight_decay: float
-    """The L2 penalty on all parameters in every stage."""
+    """The L2 penalty on all parameters, in every stage unless --stage2.weight-decay says otherwise."""
 
     translate: int = 0
     """Shift images that are held in memory by up to so many pixels in each direction, as augmentation."""

@@ -118,7 +118,7 @@ def _kept_bytes(trainer: Trainer, batch: int) -> int:
     images = torch.zeros(batch, *trainer.data.train.shape, device=trainer.ranks.device)
     trainer.model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), trainer.precision.autocast():
-        logits = trainer.model(images.contiguous(memory_format=torch.channels_last))
+        logits = trainer.model(images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images)
     del logits
     return sum(kept.values())
 

@@ -1,4 +1,4 @@
-"""Which images and labels a configuration trains on."""
+"""Which images or embeddings, and labels, a configuration trains on."""
 
 from torch import Tensor
 
@@ -8,6 +8,7 @@ from r2d2fast.data import (
     PhotographOptions,
     ResidentImages,
     load_dataset,
+    load_embeddings,
     load_folder,
     load_imagenet,
     read_split,
@@ -48,6 +49,8 @@ def _load(config: Config, ranks: Ranks) -> Dataset:
         if isinstance(dataset.train, ResidentImages) and ranks.rank > 0:
             dataset.train.bad_images.clear()  # every rank has decoded all images, and they are counted over the ranks
         return dataset
+    if config.dataset == "embeddings":
+        return load_embeddings(config.data_dir, ranks.device)
     if config.download and ranks.rank > 0:
         ranks.barrier()  # rank 0 downloads
     dataset = load_dataset(config.dataset, config.data_dir, ranks.device, config.download and ranks.rank == 0)

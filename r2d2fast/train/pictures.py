@@ -55,7 +55,9 @@ def draw_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
         axis.grid(axis="y", alpha=0.3)
     errors = [row[key] for row in rows for key in ("test_error", "pseudo_label_error") if row[key]]
     axes[0].set(ylabel="error (%)", ylim=(0.7 * min(errors, default=1), 100))
-    axes[min(1, len(axes) - 1)].legend(loc="upper right")
+    legend_axis = axes[min(1, len(axes) - 1)]
+    if legend_axis.lines:
+        legend_axis.legend(loc="upper right")
     save_picture(figure, directory / "curves.png")
 
 

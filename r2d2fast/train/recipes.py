@@ -35,7 +35,8 @@ def _recipe(name: str, settings: Settings) -> Recipe:
     config = Config(dataset=name, **values, stage1=kinds[0], stage2=kinds[1], stage3=kinds[2])
     sources = dict.fromkeys(("alpha", "beta", "class_loss"), PAPER)
     sources |= dict.fromkeys(("label_scale", "momentum"), REFERENCE)
-    sources |= dict.fromkeys(("bn_groups", "input_noise", "weight_norm"), OURS)
+    switches = ("bn_groups", "input_noise", "weight_norm", "stage2.weight_decay", "stage2.ema")
+    sources |= dict.fromkeys((*switches, "stage2.distribution_alignment", "stage2.labelled_error_limit"), OURS)
     return Recipe(config, sources | {flag: source for flag, (_, source) in settings.items()})
 
 
@@ -189,6 +190,35 @@ _RECIPES: dict[str, Settings] = {
         "stage3.epochs": (10, OURS),
         "stage3.batch": (128, OURS),
         "stage3.lr": (0.0025, OURS),
+    },
+    "embeddings": _CIFAR10
+    | {
+        "num_labels": (0, OURS),
+        "stages": ((1, 2), OURS),
+        "backbone": ("linear", OURS),
+        "hidden_layer_sizes": ((256,), OURS),
+        "dropout": (0.5, OURS),
+        "feature_length": (10.0, OURS),
+        "label_lr": (33280.0, OURS),  # an effective step of 4 for a batch of 832, five times the reference implementation's
+        "weight_decay": (5e-4, OURS),
+        "translate": (0, OURS),
+        "flip": (False, OURS),
+        "cutout": (0, OURS),
+        "stage1.epochs": (200, OURS),
+        "stage1.batch": (256, OURS),
+        "stage1.lr": (0.2, OURS),
+        "stage1.cosine_epochs": (200, OURS),
+        "stage2.epochs": (16, OURS),
+        "stage2.unlabelled_batch": (768, OURS),
+        "stage2.labelled_batch": (64, OURS),
+        "stage2.repredict_epochs": ((4, 8, 12), OURS),
+        "stage2.lrs": ((1.0, 1.0, 1.0, 1.0), OURS),
+        "stage2.weight_decay": (5e-5, OURS),
+        "stage2.ema": (0.99, OURS),
+        "stage2.distribution_alignment": (True, OURS),
+        "stage2.labelled_error_limit": (6.0, OURS),
+        "stage3.epochs": (5, OURS),
+        "stage3.batch": (1024, OURS),
     },
 }  # fmt: skip
 

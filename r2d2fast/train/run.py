@@ -90,8 +90,11 @@ def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) ->
         raise TrainingError(f"{directory} has no checkpoint to evaluate; name the --run-dir of a run that has begun")
     ranks.on_first(lambda: check_same_run(directory, config))
     trainer = Trainer(config, *load_data(config, ranks), ranks)
-    _check_classes(read_values(path), trainer, directory)
-    load_tensors(path, {"network": trainer.model.state_dict()}, ranks)
+    values = read_values(path)
+    _check_classes(values, trainer, directory)
+    # Within stage 2 the average of the weights is what is evaluated.
+    trainer.go_to(values["position"][0])
+    load_tensors(path, {name: trainer.tensors()[name] for name in ("network", "averaged")}, ranks)
     with cpu_threads(trainer.threads):
         return trainer.evaluator.test_errors(trainer.data)
 

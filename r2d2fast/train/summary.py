@@ -59,6 +59,8 @@ def print_runs(results: list[dict[str, Any]], console: Console) -> None:
     for stage in stages:
         table.add_column(f"stage {stage}", justify="right")
     columns = [[run["stages"][place]["test_error"] for run in results] for place in range(len(stages))]
+    if None in columns[0]:
+        return  # without test data there is nothing to compare
     for place, run in enumerate(results):
         table.add_row(str(run["seed"]), str(run["split"]), *(_percent(column[place]) for column in columns))
     table.add_section()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -12,10 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from r2d2fast import FusedD2Loss
 from r2d2fast.data import Augmentation, Batch, BatchSampler, Dataset, derive_seed
 from r2d2fast.tables import counted
+from r2d2fast.train.alignment import Alignment
+from r2d2fast.train.averaging import WeightAverage
 from r2d2fast.train.build import make_bank, make_network, make_optimizer
 from r2d2fast.train.callback import Callback
 from r2d2fast.train.checks import check_schedule, check_values
 from r2d2fast.train.config import Config
+from r2d2fast.train.early_stopping import EarlyStopping
 from r2d2fast.train.errors import ConfigError, DivergenceError
 from r2d2fast.train.evaluation import Evaluator, pseudo_label_error
 from r2d2fast.train.ownership import Ownership
@@ -55,6 +59,9 @@ class Trainer:
         ranks: the processes of the run.
 
     Attributes:
+        model: the network that is trained.
+        early_stopping: of stage 2, where it has one, as long as that lasts; None otherwise.
+        averaged: the moving average of its weights, where stage 2 has one, as long as that lasts; None otherwise.
         schedule: all epochs of the run.
         position: in the schedule.
         history: the metrics of each epoch done.
@@ -80,14 +87,15 @@ class Trainer:
         self.labelled = (labels >= 0).nonzero().flatten()
         # Stage 1 by itself needs none of them: ImageNet's pseudo-logits are 4.6 GB.
         self.unlabelled = (labels < (0 if config.stages != (1,) else -1)).nonzero().flatten()
-        check_values(config, min(dataset.train.shape[1:]), ranks.count)
+        self.knows_unlabelled = bool((dataset.train_labels[self.unlabelled] >= 0).any())
+        check_values(config, dataset.train.shape, ranks.count)
         check_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count)
         self.schedule = make_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count)
         self.history: list[dict[str, Any]] = []
         self.callback = Callback()
 
         torch.manual_seed(config.seed)
-        self.model = make_network(config, dataset.train.shape, dataset.num_classes, device)
+        self.model = make_network(config, dataset, device)
         self.network = self.model
         if config.compile:
             mode = "reduce-overhead" if device.type == "cuda" else "default"
@@ -103,12 +111,15 @@ class Trainer:
             self.threads = ranks.on_first(lambda: choose_threads(self.model, dataset.train.shape, batch))
         self.precision = Precision(config.precision, device)
         self.optimizer = make_optimizer(config, self.model)
+        self.averaged: WeightAverage | None = None
+        self.early_stopping: EarlyStopping | None = None
         self.evaluator = Evaluator(self.model, self.precision, ranks, lambda: self.callback.between_steps(self))
 
         self.sampler = BatchSampler(self.labelled, self.unlabelled, config.seed, ranks.rank, ranks.count)
         self.ownership = Ownership(labels, self.sampler, ranks)
         bank_labels = self.ownership.bank_labels()
         self.bank = ranks.on_all(lambda: make_bank(config, bank_labels, dataset.num_classes, ranks))
+        self.alignment = Alignment(self.bank, ranks) if config.stage2.distribution_alignment else None
         self.d2_loss = FusedD2Loss(
             self.bank, config.alpha, config.beta, config.label_lr, class_loss=config.class_loss, statistics=True
         )
@@ -130,16 +141,19 @@ class Trainer:
         Raises DivergenceError, with the epoch and step, for a loss that is not finite.
         """
         with cpu_threads(self.threads):
-            metrics = self._run_epoch()
-        self.callback.epoch_ended(self, self.schedule[self.position.epoch - 1], metrics)
+            epoch, metrics = self._run_epoch()
+        self.callback.epoch_ended(self, epoch, metrics)
         return metrics
 
-    def _run_epoch(self) -> dict[str, Any]:
+    def _run_epoch(self) -> tuple[Epoch, dict[str, Any]]:
+        """The epoch, which is the last of its stage where the stage is stopped early, and its metrics."""
         epoch = self.schedule[self.position.epoch]
         if self.position.step == 0:
             if epoch.epoch == 0:
                 # Momentum belongs to a stage; in stage 2 it is kept over repredictions and changes of the learning rate.
                 self.optimizer = make_optimizer(self.config, self.model)
+                if self.early_stopping is not None:
+                    self.early_stopping.first_error = self._labelled_error()
             if epoch.predicts:
                 self.predict()
                 self.callback.predicted(self)
@@ -147,13 +161,39 @@ class Trainer:
         began = time.perf_counter()
         self.train(batches)
         mean_loss = self._check_losses()
-        metrics = self._measure(epoch, mean_loss, batches, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        stopped = self._stops(epoch)
+        if stopped:
+            epoch = replace(epoch, last=True)
+            self.predict()
+        if epoch.last and self.averaged is not None:
+            self.model.load_state_dict(self.averaged.model.state_dict())
+        metrics = self._measure(epoch, mean_loss, batches, seconds) | {"stopped": stopped}
         self.history.append(metrics)
-        self._begin_epoch(self.position.epoch + 1)
-        return metrics
+        following = list(range(self.position.epoch + 1, len(self.schedule)))
+        if stopped:
+            following = [number for number in following if self.schedule[number].stage != epoch.stage]
+        self._begin_epoch(next(iter(following), len(self.schedule)))
+        return epoch, metrics
+
+    def _stops(self, epoch: Epoch) -> bool:
+        """Whether stage 2 ends here, before the next prediction or at its last epoch, because it harms."""
+        if self.early_stopping is None:
+            return False
+        if not epoch.last and not self.schedule[self.position.epoch + 1].predicts:
+            return False
+        return self.early_stopping.stop(self._labelled_error(), self.evaluator.model)
+
+    def _labelled_error(self) -> float:
+        """Error in percent on the labelled samples, as evaluation sees them; every rank calls this."""
+        wrong = torch.zeros((), dtype=torch.int64, device=self.ranks.device)
+        for index, logits in self.evaluator.logits(self.data.train, self.labelled[self.ranks.part(len(self.labelled))]):
+            wrong += (logits.argmax(1) != self.labels[index].to(wrong.device)).sum()
+        return 100 * self.ranks.sum_(wrong).item() / len(self.labelled)
 
     def predict(self) -> None:
-        """Give every unlabelled sample the network's own logits as pseudo-logits: eval mode, no augmentation.
+        """Give every unlabelled sample the network's own logits as pseudo-logits: eval mode, no augmentation, aligned where the
+        configuration says so.
 
         The samples are dealt to the ranks anew, each of which predicts its own.
         """
@@ -167,6 +207,8 @@ class Trainer:
         if self.ranks.any(not finite):
             done = counted(self.position.epoch, "epoch")
             raise DivergenceError(f"predicted logits are not finite after {done}; {DIVERGED}")
+        if self.alignment is not None and self.schedule[self.position.epoch].stage == 2:
+            self.alignment.align_()
         self.theorems.predicted()
 
     def batches(self) -> list[Batch]:
@@ -199,11 +241,12 @@ class Trainer:
             self.callback.between_steps(self)
 
     def step(self, epoch: Epoch, images: Tensor, index: Tensor, total: int, loss_function: LossFunction) -> None:
-        """One optimizer step on ``images`` ``[B, C, H, W]`` of the samples ``index`` ``[B]``, of ``total`` on all ranks."""
+        """One optimizer step on ``images`` (a batch of ``Images``), the samples ``index`` ``[B]``, of ``total`` on all ranks."""
         place, step = self.position
         self._seed(derive_seed(self.config.seed, self._number(place), step, self.ranks.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = epoch.lr(step)
+            group["weight_decay"] = self._weight_decay(epoch.stage)
         self.stopwatch.next_step()
         with self.stopwatch, self.precision.autocast():
             logits = self.network(images)
@@ -213,8 +256,16 @@ class Trainer:
             self.optimizer.zero_grad()
             logits.backward(grad)
             self.precision.step(self.optimizer)
+            if self.averaged is not None:
+                # So that the first steps, in which the average would be all of the initial weights, count alike.
+                done = epoch.epoch * epoch.steps + step + 1
+                self.averaged.update(min(self.config.stage2.ema, done / (done + 1)))
         self.losses[step] = loss
         self.position = Position(place, step + 1)
+
+    def _weight_decay(self, stage: int) -> float:
+        own = self.config.stage2.weight_decay if stage == 2 else None
+        return self.config.weight_decay if own is None else own
 
     def _loss_function(self, epoch: Epoch) -> LossFunction:
         """Each rank divides by its share of the global batch, as gradients are averaged over ranks."""
@@ -244,7 +295,8 @@ class Trainer:
         """The metrics of an epoch whose last ``batches`` this process has trained in so many seconds."""
         errors = self.evaluator.test_errors(self.data)
         label_error = None
-        if epoch.stage > 1:
+        # A bank of a million samples takes a second to look through: not where the result is that nobody knows.
+        if epoch.stage > 1 and self.knows_unlabelled:
             hard_labels = self.ownership.hard_labels(self.bank)
             label_error = pseudo_label_error(hard_labels, self.unlabelled, self.data.train_labels)
         metrics = {
@@ -281,6 +333,8 @@ class Trainer:
         return {
             "network": self.model.state_dict(),
             "momentum": momentum,
+            "kept": {} if self.early_stopping is None else self.early_stopping.kept,
+            "averaged": {} if self.averaged is None else self.averaged.model.state_dict(),
             "bank": self.ranks.shard(rows, size),
             "bank_sums": self.ranks.shard(self.theorems.sums, (len(self.unlabelled), 1)),
         }
@@ -294,6 +348,8 @@ class Trainer:
             "statistics": self.ranks.gather(self.statistics).tolist(),
             "theorems": self.ranks.gather(self.theorems.measured).tolist(),
             "seconds": self._seconds(),
+            "early_stopping": None if self.early_stopping is None else self.early_stopping.values(),
+            "class_shares": None if self.alignment is None else self.alignment.values(),
             "updates": int(self.bank.updates),
             "scaler": self.precision.scaler.state_dict(),
             "precision": self.precision.name,
@@ -328,6 +384,10 @@ class Trainer:
             sums.copy_(saved[self.ranks.rank])
         self._seconds_before = values["seconds"]
         self.bank.updates.fill_(values["updates"])
+        if self.early_stopping is not None:
+            self.early_stopping.load_values(values["early_stopping"])
+        if self.alignment is not None:
+            self.alignment.load_values(values["class_shares"])
         if values["scaler"]:  # not if auto was another precision on the machine before
             self.precision.scaler.load_state_dict(values["scaler"])
 
@@ -341,6 +401,15 @@ class Trainer:
         steps = self.schedule[epoch].steps if epoch < len(self.schedule) else 0
         self.losses = torch.zeros(steps, device=self.ranks.device)
         self.stopwatch = Stopwatch(self.ranks.device)
+        in_stage2 = epoch < len(self.schedule) and self.schedule[epoch].stage == 2
+        if not in_stage2:
+            self.averaged = self.early_stopping = None
+        elif self.config.stage2.ema and self.averaged is None:
+            self.averaged = WeightAverage(self.model)
+        self.evaluator.model = self.model if self.averaged is None else self.averaged.model
+        limit = self.config.stage2.labelled_error_limit
+        if in_stage2 and limit is not None and self.early_stopping is None:
+            self.early_stopping = EarlyStopping(self.model, limit)
         self._began = time.perf_counter()
         self._seconds_before = 0.0  # of this epoch, in the process that this one resumes
 

@@ -13,14 +13,15 @@ from r2d2fast.models.batch_norm import GroupedBatchNorm2d
 from r2d2fast.models.conv_large import InputNoise
 
 SIZES = {"small": 8, "lenet2d": 28, "convlarge": 32, "shake26-96": 32, "resnet18": 64}
+EMBEDDINGS = ["linear", "mlp"]  # test_heads.py
 
 
 @pytest.fixture(scope="module")
 def networks():
     """Every backbone with a name of its own, for 3 channels and 10 classes."""
-    assert list(BACKBONES) == list(SIZES)
+    assert list(BACKBONES) == [*SIZES, *EMBEDDINGS]
     torch.manual_seed(0)
-    return {name: make_model(name, 10, 3, SIZES[name]) for name in BACKBONES}
+    return {name: make_model(name, 10, 3, size) for name, size in SIZES.items()}
 
 
 @pytest.fixture(params=SIZES)

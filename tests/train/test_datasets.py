@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from r2d2fast.data.photographs.packing import pack
+from r2d2fast.report.cli import main as report
 from r2d2fast.train import cli
 from tests.data import stand_ins
 from tests.data.small_photographs import write_tree
@@ -42,6 +44,8 @@ def prepare(dataset: str, root: Path, patch: pytest.MonkeyPatch) -> list[str]:
     if dataset == "fashion-mnist":
         stand_ins.mnist(root / "FashionMNIST" / "raw", packed=True)
         return ["--num-labels=10"]
+    if dataset == "embeddings":
+        return embeddings(root)
     write_tree(root, 16, 4)
     if dataset == "imagenet":
         return ["--num-labels=4", "--image-size=64", "--resize=72", "--workers=2"]
@@ -57,12 +61,23 @@ def prepare(dataset: str, root: Path, patch: pytest.MonkeyPatch) -> list[str]:
     return [f"--data-dir={root / 'images'}", "--image-size=64", "--resize=72"]
 
 
+def embeddings(root: Path) -> list[str]:
+    root.mkdir()
+    labels = np.arange(48) % 4
+    rows = np.eye(4, 9)[labels] + 0.1 * np.random.default_rng(0).normal(size=(48, 9))
+    np.save(root / "train.npy", rows[:32].astype(np.float16))
+    np.save(root / "train_labels.npy", labels[:32])
+    np.save(root / "test.npy", rows[32:])
+    np.save(root / "test_labels.npy", labels[32:])
+    return ["--num-labels=8"]
+
+
 # Of each kind of file and each way to a network one is fast.
 SLOW = ("cifar10", "cifar100", "fashion-mnist", "svhn", "folder")
 
 
 @pytest.mark.parametrize(
-    "dataset", ["mnist", "imagenet", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+    "dataset", ["mnist", "imagenet", "embeddings", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
 def test_one_command_goes_through_all_stages(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = prepare(dataset, tmp_path / "data", monkeypatch)
@@ -70,10 +85,62 @@ def test_one_command_goes_through_all_stages(dataset: str, tmp_path: Path, monke
     command = [f"--dataset={dataset}", f"--data-dir={tmp_path / 'data'}", f"--run-dir={run}", *SHORT, *flags]
     assert cli.main(command) == 0
     results = json.loads((run / "results.json").read_text())
-    stages = [1, 2] if dataset == "mnist" else [1, 2, 3]
+    stages = [1, 2] if dataset in ("mnist", "embeddings") else [1, 2, 3]
     assert [entry["stage"] for entry in results["stages"]] == stages
     assert 0 <= results["test_error"] <= 100
-    assert (run / "network.safetensors").stat().st_size > 10_000
+    assert (run / "network.safetensors").stat().st_size > (500 if dataset == "embeddings" else 10_000)
+
+
+@pytest.mark.parametrize("backbone", ["linear", "mlp"])
+def test_embeddings_without_test_data(backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    embeddings(data)
+    (data / "test.npy").unlink()
+    (data / "test_labels.npy").unlink()
+    # Of the labels that are given, not of a split of them: of the others nobody knows the class.
+    np.save(data / "train_labels.npy", np.where(np.arange(32) < 8, np.arange(32) % 4, -1))
+    flags = ["--dataset=embeddings", f"--data-dir={data}", f"--backbone={backbone}", "--stages=1,2,3", *SHORT]
+    assert cli.main([*flags, "--dry-run"]) == 0
+    assert cli.main([*flags, "--runs=2", f"--run-dir={run}"]) == 0
+    assert "stage 3: no test error, as there are no test samples after 1 epoch;" in capsys.readouterr().out
+    results = json.loads((run / "run0" / "results.json").read_text())
+    assert results["test_error"] is None
+    assert [entry["test_error"] for entry in results["stages"]] == [None] * 3
+    assert (run / "run0" / "curves.png").exists()
+    assert cli.main([*flags, f"--run-dir={run / 'run0'}", "--eval-only"]) == 0
+    assert "no test error, as there are no test samples: the network in" in capsys.readouterr().out
+    page = tmp_path / "report.html"
+    assert report([str(run), f"--output={page}"]) == 0
+    assert "embeddings are no images" in page.read_text()
+
+
+def test_embeddings_of_which_one_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    embeddings(tmp_path / "data")
+    rows = np.load(tmp_path / "data" / "train.npy")
+    rows[7, 3] = np.nan
+    np.save(tmp_path / "data" / "train.npy", rows)
+    assert cli.main(["--dataset=embeddings", f"--data-dir={tmp_path / 'data'}", f"--run-dir={tmp_path / 'run'}"]) == 2
+    assert "train has NaN in row 7, column 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--flip", "--flip True: must be off for embeddings, whose augmentation is --dropout"),
+        ("--dropout=1", "--dropout 1.0: must be at least 0 and below 1"),
+        ("--feature-length=0", "--feature-length 0.0: must be above 0"),
+        ("--hidden-layer-sizes=3,0", "--hidden-layer-sizes 3,0: must be 1 or more each"),
+        ("--backbone=small", "backbone 'small' takes images, and these are embeddings; accepted: linear, mlp"),
+    ],
+)
+def test_settings_that_do_not_fit_embeddings(
+    flag: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    flags = ["--dataset=embeddings", f"--data-dir={data}", f"--run-dir={tmp_path / 'run'}", *SHORT, "--num-labels=8"]
+    embeddings(data)
+    assert cli.main([*flags, flag]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

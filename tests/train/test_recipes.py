@@ -28,6 +28,7 @@ OPERATION = {
 }
 LEARNING = {name for name in flags(RECIPES["cifar10"].config) if name not in OPERATION}
 PHOTOGRAPHS = {"image_size": 224, "resize": 256}
+EMBEDDINGS = {"hidden_layer_sizes", "dropout", "feature_length"}
 
 
 def stage(number, **values):
@@ -46,6 +47,7 @@ CIFAR10 = {
     **AUGMENTATION,
     **stage(1, epochs=300, batch=40, lr=0.05, cosine_epochs=350),
     **stage(2, epochs=600, **BATCHES, repredict_epochs=(300, 375, 450, 525), repredict=True, lrs=LRS),
+    **stage(2, weight_decay=None, ema=0.0, distribution_alignment=False, labelled_error_limit=None),
     **stage(3, epochs=50, batch=512, lr=0.01, hard_labels="repredict"),
 }
 CONVLARGE = CIFAR10 | {"backbone": "convlarge"}
@@ -61,6 +63,7 @@ EXPECTED = {
     "digits": {"num_labels": 50, "backbone": "small", "stages": (1, 2, 3)},
     "fashion-mnist": {"stages": (1, 2, 3)},
     "folder": RESNET18 | {"num_labels": 0},
+    "embeddings": {"num_labels": 0, "stages": (1, 2), "backbone": "linear", "translate": 0, "flip": False, "cutout": 0},
 }
 
 
@@ -76,11 +79,13 @@ def steps_of(schedule, stage):
 
 
 def test_there_is_a_recipe_for_every_data_set_and_it_holds_the_numbers_written_out_above():
-    assert set(RECIPES) == {*SIZES, "folder"} == set(EXPECTED)
+    assert set(RECIPES) == {*SIZES, "folder", "embeddings"} == set(EXPECTED)
     for name, recipe in RECIPES.items():
         assert recipe.config.dataset == name
         values = flags(recipe.config)
         assert {flag: values[flag] for flag in EXPECTED[name]} == EXPECTED[name], name
+        if name == "embeddings":
+            continue
         # A quarter of a batch is labelled, and λ·α/D_u is the reference implementation's 4000 · 0.1 / 512.
         config, two = recipe.config, recipe.config.stage2
         assert two.unlabelled_batch == 3 * two.labelled_batch
@@ -88,14 +93,15 @@ def test_there_is_a_recipe_for_every_data_set_and_it_holds_the_numbers_written_o
 
 
 def test_what_decides_how_cifar10_learns_is_all_written_out_above():
-    assert CIFAR10.keys() == LEARNING - PHOTOGRAPHS.keys() | {"stages"}
+    assert CIFAR10.keys() == LEARNING - PHOTOGRAPHS.keys() - EMBEDDINGS | {"stages"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_number_of_a_recipe_has_a_source_and_the_reference_implementation_s_run_of_cifar10_what_is_from_it(name):
     recipe, values = RECIPES[name], flags(RECIPES[name].config)
     photographs = PHOTOGRAPHS.keys() if name in ("imagenet", "folder") else set()
-    assert recipe.sources.keys() - OPERATION == LEARNING - PHOTOGRAPHS.keys() | photographs
+    embeddings = EMBEDDINGS if name == "embeddings" else set()
+    assert recipe.sources.keys() - OPERATION == LEARNING - PHOTOGRAPHS.keys() - EMBEDDINGS | photographs | embeddings
     assert set(recipe.sources.values()) <= {PAPER, REFERENCE, OURS}
     assert recipe.sources.keys() <= flags(recipe.config).keys()
     borrowed = {flag: values[flag] for flag, source in recipe.sources.items() if source == REFERENCE}
@@ -106,11 +112,11 @@ def test_every_number_of_a_recipe_has_a_source_and_the_reference_implementation_
 def test_a_recipe_fits_its_data_set_on_any_usual_number_of_ranks(ranks):
     for name, (samples, side) in SIZES.items():
         config = RECIPES[name].config
-        check_values(config, side, ranks)
+        check_values(config, (3, side, side), ranks)
         check_schedule(config, config.num_labels, samples - config.num_labels, ranks)
         assert all(epoch.steps > 0 for epoch in schedule_of(name, ranks))
     config = RECIPES["folder"].config  # a hundred labelled and a hundred unlabelled images
-    check_values(config, 224, 1)
+    check_values(config, (3, 224, 224), 1)
     check_schedule(config, 100, 100, 1)
 
 

@@ -25,7 +25,7 @@ def config(stages=(1, 2, 3), **changes):
 
 
 def check_all(config, labelled=50, unlabelled=1387, ranks=1):
-    check_values(config, 8, ranks)
+    check_values(config, (1, 8, 8), ranks)
     check_schedule(config, labelled, unlabelled, ranks)
 
 

@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+import torch
+
+from r2d2fast import R2D2Classifier
+from r2d2fast.data import Embeddings, consecutive_batches
+
+pytestmark = pytest.mark.gpu
+
+
+def blobs():
+    generator = np.random.default_rng(0)
+    y = np.arange(240) % 4
+    return (2 * np.eye(4, 16)[y] + 0.4 * generator.normal(size=(240, 16))).astype(np.float32), y
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, lambda x: torch.from_numpy(x).cuda()])
+def test_a_fit_on_a_gpu(device, kind):
+    x, y = blobs()
+    fit = R2D2Classifier(device="cuda", random_state=0, max_epochs=3).fit(kind(x), np.where(np.arange(240) < 16, y, -1))
+    assert np.mean(fit.transduction_ == y) > 0.95
+    np.testing.assert_array_equal(fit.predict(kind(x))[16:], fit.transduction_[16:])
+    assert fit.set_params(device="cpu").score(x, y) > 0.95
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_rows_are_on_the_device_where_they_fit(device, monkeypatch, fits):
+    x, _ = blobs()
+    if not fits:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * x.nbytes - 1, 2**40))
+    part = Embeddings(x, device)
+    assert part._rows.is_cuda == fits
+    (batch,) = part.batches(consecutive_batches(torch.arange(240), 240), None, 0)
+    assert batch.device == device
+    np.testing.assert_array_equal(batch.cpu().numpy(), x)

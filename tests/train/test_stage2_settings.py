@@ -1,0 +1,104 @@
+"""Averaged weights, distribution alignment and early stopping of stage 2."""
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from r2d2fast import PseudoLabelBank
+from r2d2fast.train.alignment import Alignment
+from r2d2fast.train.averaging import WeightAverage
+from r2d2fast.train.early_stopping import EarlyStopping
+from r2d2fast.train.ranks import Ranks
+from tests.train.small_data import CONFIG, assert_same_run, make_trainer, trainer_after
+
+
+def with_stage2(**settings):
+    return replace(CONFIG, stage2=replace(CONFIG.stage2, **settings))
+
+
+ALL = with_stage2(ema=0.9, distribution_alignment=True, labelled_error_limit=100.0, weight_decay=1e-4)
+
+
+def test_the_average_follows_the_weights():
+    network = torch.nn.Linear(3, 2)
+    average = WeightAverage(network)
+    before = network.weight.detach().clone()
+    with torch.no_grad():
+        network.weight.add_(1.0)
+    average.update(0.75)
+    torch.testing.assert_close(average.model.weight, before + 0.25)
+
+
+def test_stage_2_ends_with_the_average():
+    trainer, plain = trainer_after(5, with_stage2(ema=0.9)), trainer_after(5)
+    assert trainer.evaluator.model is trainer.averaged.model
+    average = copy.deepcopy(trainer.averaged.model.state_dict())
+    assert any(not torch.equal(average[name], tensor) for name, tensor in trainer.model.state_dict().items())
+    trainer.run_epoch()
+    assert trainer.averaged is None
+    assert trainer.evaluator.model is trainer.model
+    assert any(not torch.equal(average[name], tensor) for name, tensor in trainer.model.state_dict().items())
+    plain.run_epoch()
+    assert not torch.equal(trainer.model[-1].weight, plain.model[-1].weight)
+
+
+def test_aligned_predictions_keep_the_shares_of_the_first():
+    torch.manual_seed(0)
+    bank = PseudoLabelBank(torch.full((5000,), -1), 4)
+    alignment = Alignment(bank, Ranks())
+    first = torch.randn(5000, 4) + torch.tensor([1.0, 0, 0, -1])
+    bank.pseudo_logits.copy_(first)
+    alignment.align_()
+    assert torch.equal(bank.pseudo_logits, first)
+    shares = first.softmax(1).mean(0)
+    bank.pseudo_logits.copy_(2 * first + torch.tensor([2.0, 0, 1, -1]))
+    drifted = bank.pseudo_logits.softmax(1).mean(0)
+    alignment.align_()
+    assert (drifted - shares).abs().max() > 0.2
+    torch.testing.assert_close(bank.pseudo_logits.softmax(1).mean(0), shares, atol=0.04, rtol=0)
+
+
+def test_early_stopping_gives_back_the_last_good_weights():
+    network = torch.nn.Linear(3, 2)
+    stopping = EarlyStopping(network, 6.0)
+    stopping.first_error = 2.0
+    with torch.no_grad():
+        network.weight.fill_(1.0)
+    assert not stopping.stop(8.0, network)
+    with torch.no_grad():
+        network.weight.fill_(2.0)
+    assert stopping.stop(8.1, network)
+    assert (network.weight == 1).all()
+
+
+def test_a_stage_2_that_harms_is_ended_with_the_network_before(monkeypatch):
+    trainer = trainer_after(2, with_stage2(labelled_error_limit=6.0, ema=0.9))
+    first = copy.deepcopy(trainer.model.state_dict())
+    errors = iter([0.0, 50.0])
+    monkeypatch.setattr(trainer, "_labelled_error", lambda: next(errors))
+    trainer.run_epoch()
+    row = trainer.run_epoch()  # before the reprediction of epoch 2
+    assert (row["stage"], row["epoch"], row["stopped"]) == (2, 1, True)
+    assert all(torch.equal(first[name], tensor) for name, tensor in trainer.model.state_dict().items())
+    assert trainer.schedule[trainer.position.epoch].stage == 3
+    trainer.fit()
+    assert [row["stage"] for row in trainer.history] == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_resumed_run_is_the_same(steps):
+    whole = trainer_after(8, ALL)
+    saved = trainer_after(steps, ALL)
+    values = json.loads(json.dumps(saved.values()))
+    tensors = copy.deepcopy(saved.tensors())
+    resumed = make_trainer(ALL)
+    resumed.load_values(values)
+    for name, group in resumed.tensors().items():
+        parts = group.items() if isinstance(group, dict) else [(None, group)]
+        for key, tensor in parts:
+            tensor.copy_(tensors[name] if key is None else tensors[name][key])
+    resumed.fit()
+    assert_same_run(whole, resumed)
