@@ -20,7 +20,7 @@ from r2d2fast.data.folder import load_folder
 from r2d2fast.data.order import Batch
 from r2d2fast.data.photographs.crop import RANDOM_NUMBERS, random_rectangle
 from r2d2fast.data.photographs.dali import dali_batches
-from r2d2fast.data.photographs.load import PhotographOptions
+from r2d2fast.data.photographs.options import PhotographOptions
 
 SIZE = 224
 AUGMENTATION = Augmentation(flip=True)

@@ -62,15 +62,8 @@ def test_the_json_is_complete(report):
     for check in found["checks"]:
         counts[f"{check['backend']} on {check['device']}"][check["kind"]] += 1
     for count in counts.values():
-        assert {
-            "random",
-            "duplicates",
-            "labelled rows",
-            "rows not finite",
-            "gaps of 1e4",
-            "stochastic rounding",
-        } <= set(count)
-        assert set(CHECKS) <= set(count)
+        hard = {"duplicates", "labelled rows", "rows not finite", "gaps of 1e4", "stochastic rounding"}
+        assert hard | {"random"} | set(CHECKS) <= set(count)
     errors = [check["error"] for check in found["checks"] if check["error"] is not None]
     assert max(errors) <= 1 < 2 * max(errors)
 

@@ -5,7 +5,7 @@ from r2d2fast.data.errors import DataError
 from r2d2fast.data.folder import load_folder, load_imagenet
 from r2d2fast.data.order import Batch, BatchSampler, consecutive_batches, mixed_steps, shuffled_steps
 from r2d2fast.data.photographs.images import PhotographImages
-from r2d2fast.data.photographs.load import PhotographOptions
+from r2d2fast.data.photographs.options import PhotographOptions
 from r2d2fast.data.photographs.tree import TEST_FRACTION
 from r2d2fast.data.photographs.workers import LoaderError
 from r2d2fast.data.preprocessing import Preprocessing

@@ -23,7 +23,8 @@ from r2d2fast.data.errors import DataError
 from r2d2fast.data.order import Batch, consecutive_batches
 from r2d2fast.data.partial_folder import partial_folder, writing
 from r2d2fast.data.photographs.decode import BadImageError
-from r2d2fast.data.photographs.load import Load, OnBadImage, PhotographOptions
+from r2d2fast.data.photographs.images import Load
+from r2d2fast.data.photographs.options import OnBadImage, PhotographOptions
 from r2d2fast.data.photographs.packed import is_packed, open_packed
 from r2d2fast.data.photographs.tree import TEST_FRACTION, Part, Tree, read_tree
 from r2d2fast.data.photographs.workers import LoaderError, load_batches

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from r2d2fast.data.errors import DataError
-from r2d2fast.data.photographs.load import OnBadImage
+from r2d2fast.data.photographs.options import OnBadImage
 from r2d2fast.data.photographs.packing import QUALITY, SHORT_SIDE, pack
 from r2d2fast.data.photographs.tree import TEST_FRACTION
 from r2d2fast.data.photographs.workers import LoaderError

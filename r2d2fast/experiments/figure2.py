@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from r2d2fast.data import Dataset, consecutive_batches
@@ -18,6 +17,7 @@ from r2d2fast.models import make_model
 from r2d2fast.models.lenet import LeNet2D
 from r2d2fast.train.files import write_atomically
 from r2d2fast.train.load_data import load_data
+from r2d2fast.train.pictures import save_picture
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.run_directory import NETWORK
 
@@ -40,11 +40,7 @@ def draw_figure2(stage1: Run, d2: Run, directory: Path, ranks: Ranks) -> Path:
     np.savez_compressed(buffer, stage1=features["stage 1"], d2=features["D2"], classes=classes, labelled=labelled)
     write_atomically(directory / "figure2.npz", buffer.getvalue())
     path = directory / "figure2.png"
-    picture = io.BytesIO()
-    figure = four_panels(features, classes, labelled, dataset.class_names)
-    FigureCanvasAgg(figure)
-    figure.savefig(picture, format="png", dpi=120)
-    write_atomically(path, picture.getvalue())
+    save_picture(four_panels(features, classes, labelled, dataset.class_names), path)
     return path
 
 

@@ -21,7 +21,7 @@ from r2d2fast.data import (
 )
 from r2d2fast.data.names import Names
 from r2d2fast.data.photographs.decode import BadImageError, decode
-from r2d2fast.data.photographs.load import MEAN, STD, OnBadImage
+from r2d2fast.data.photographs.options import MEAN, STD, OnBadImage
 from r2d2fast.data.photographs.tree import Files, image_names
 
 Inputs = str | Path | Sequence[str | Path] | np.ndarray | Tensor | Sequence[np.ndarray] | Sequence[Tensor]

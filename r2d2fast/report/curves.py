@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from r2d2fast.report.charts import Chart, Points, Series, dot_chart
 from r2d2fast.report.groups import Group
 from r2d2fast.report.runs import Run
-from r2d2fast.report.svg import Chart, Points, Series, dot_chart
 from r2d2fast.tables import mean_std
-from r2d2fast.train.pictures import STAGE_TITLES
+from r2d2fast.train.pictures import STAGE_TITLES, reprediction_places
 
 
 class Curve(NamedTuple):
@@ -19,10 +19,7 @@ class Curve(NamedTuple):
     unit: str
 
 
-ERRORS = (
-    Curve("test error", "test_error", 1, " %"),
-    Curve("pseudo-labels", "pseudo_label_error", 1, " %"),
-)
+ERRORS = (Curve("test error", "test_error", 1, " %"), Curve("pseudo-labels", "pseudo_label_error", 1, " %"))
 CONFIDENCE = (
     Curve("predictions", "prediction_confidence", 100, " %"),
     Curve("pseudo-labels", "pseudo_confidence", 100, " %"),
@@ -37,20 +34,15 @@ class Figure(NamedTuple):
 
 
 def error_figures(group: Group) -> list[Figure]:
-    """A figure for each stage that a run has begun; all of them show the same range of errors."""
-    values = [row[curve.key] for run in group.runs for row in run.rows for curve in ERRORS if _has(row, curve)]
+    """A figure for each stage that a run has begun."""
     figures = []
     for stage in group.settings["stages"]:
-        title = STAGE_TITLES[stage]
         series = _series(group, stage, ERRORS)
         if series:
-            marks = _marks(group, stage)
-            y_range = (min(values), max(values))
-            chart = Chart(title, series, "epochs", log=True, marks=marks, y_range=y_range)
+            title = STAGE_TITLES[stage]
+            chart = Chart(title, series, "epochs", "error (%)", log=True, marks=_marks(group, stage))
             figures.append(
-                Figure(
-                    chart.svg(), f"{title[0].upper() + title[1:]}. Error in percent, logarithmic{_legend(group, marks)}"
-                )
+                Figure(chart.svg(), f"{title[0].upper() + title[1:]}. The scale is logarithmic{_legend(group)}")
             )
     return figures
 
@@ -58,11 +50,12 @@ def error_figures(group: Group) -> list[Figure]:
 def pseudo_label_figures(group: Group) -> list[Figure]:
     """Figures of stage 2: confidence, and what the paper's theorems are about, as far as the runs have measured it."""
     marks = _marks(group, 2)
-    legend = _legend(group, marks)
+    legend = _legend(group)
     wanted = (
         (
             CONFIDENCE,
             "Confidence on unlabelled samples",
+            "confidence (%)",
             "mean of the largest probability, in percent. With class loss kl_reverse pseudo-labels end up flatter than "
             "predictions (Theorem 2); a reprediction sets them equal",
             ".1f",
@@ -70,6 +63,7 @@ def pseudo_label_figures(group: Group) -> list[Figure]:
         (
             (Curve("gap", "theorem1_gap", 1, ""),),
             "Theorem 1",
+            "gap in probability",
             "mean distance of the pseudo-label's probability of the predicted class from exp(−L/α) p̂^(1−β/α), to which it "
             "converges",
             ".3f",
@@ -77,6 +71,7 @@ def pseudo_label_figures(group: Group) -> list[Figure]:
         (
             (Curve("share", "theorem2_share", 100, " %"),),
             "Theorem 2",
+            "share of samples (%)",
             "share of samples, in percent, whose pseudo-label gives the predicted class no more than the prediction does; "
             "all of them, says the theorem, where training with class loss kl_reverse has converged",
             ".1f",
@@ -84,15 +79,16 @@ def pseudo_label_figures(group: Group) -> list[Figure]:
         (
             (Curve("drift", "sum_drift", 1, ""),),
             "Equation 13",
+            "change of a sum",
             "mean change of a sample's sum of pseudo-logits since the last prediction, which is rounding alone",
             ".1e",
         ),
     )
     figures = []
-    for curves, title, explanation, form in wanted:
+    for curves, title, unit, explanation, form in wanted:
         series = _series(group, 2, curves)
         if series:
-            chart = Chart(title, series, "epochs of stage 2", marks=marks, form=form)
+            chart = Chart(title, series, "epochs of stage 2", unit, marks=marks, form=form)
             figures.append(Figure(chart.svg(), f"{title}: {explanation}{legend}"))
     return figures
 
@@ -113,7 +109,8 @@ def overview_figures(groups: list[Group]) -> list[Figure]:
             figures.append(
                 Figure(
                     dot_chart(title, rows, " %"),
-                    f"Test error on {dataset} at the end of the last stage: a ring for each run, a bar for their mean.",
+                    f"Test error on {dataset} at the end of the last stage: a ring for each run, a bar for their mean; "
+                    "the scale is logarithmic.",
                 )
             )
     return figures
@@ -141,9 +138,8 @@ def _has(row: dict[str, Any], curve: Curve) -> bool:
 
 
 def _marks(group: Group, stage: int) -> list[float]:
-    return sorted({row["epoch"] + 0.5 for run in group.runs for row in run.rows_of(stage) if row.get("repredicted")})
+    return reprediction_places([row for run in group.runs for row in run.rows_of(stage)])
 
 
-def _legend(group: Group, marks: list[float]) -> str:
-    several = "; thick: mean of the runs, thin: each of them" if len(group.runs) > 1 else ""
-    return f"{several}{'; R: reprediction' if marks else ''}."
+def _legend(group: Group) -> str:
+    return f"{'; thick: mean of the runs, thin: each of them' * (len(group.runs) > 1)}."

@@ -87,7 +87,7 @@ def make_groups(runs: list[Run]) -> list[Group]:
 
 def value_text(value: Any) -> str:
     """The value of a setting, as its flag takes it."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ",".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from r2d2fast.report.groups import COLUMNS, PSEUDO_LABELS, SECONDS, Group, results_of, value_text
 from r2d2fast.report.runs import Run
-from r2d2fast.tables import markdown, markdown_table, mean_std
+from r2d2fast.tables import NO_VALUE, markdown, markdown_table, mean_std
 from r2d2fast.train.recipes import RECIPES, flags
 
 _EXPLANATION = (
@@ -39,9 +39,17 @@ def results_table(groups: list[Group]) -> Table:
     for group in groups:
         cells = [mean_std(group.results.get(name, []), digits=0 if name == SECONDS else 2) for name in names]
         counts = f"{len(group.finished)} of {len(group.runs)}"
-        about = [group.title, str(group.settings["dataset"]), str(group.settings["num_labels"]), counts]
-        rows.append([*about, *cells])
-    return Table(" ".join(notes), ["configuration", "data set", "labels", "finished runs", *names], rows)
+        images = sorted(
+            {run.results["test_images"] for run in group.finished if run.results and "test_images" in run.results}
+        )
+        settings = [
+            str(group.settings["dataset"]),
+            str(group.settings["num_labels"]),
+            ", ".join(map(str, images)) or NO_VALUE,
+        ]
+        rows.append([group.title, *cells, *settings, counts])
+    # Errors first, because a phone shows no more than three columns.
+    return Table(" ".join(notes), ["configuration", *names, "data set", "labels", "test images", "finished runs"], rows)
 
 
 def runs_table(group: Group) -> Table:
@@ -91,9 +99,7 @@ def _source(group: Group, name: str) -> str:
     recipe = RECIPES.get(group.settings["dataset"])
     if recipe is None:
         return "not known"
-    default = flags(recipe.config).get(name)
-    source = recipe.sources.get(name, "default")
-    default_text = value_text(list(default) if isinstance(default, tuple) else default)
+    source, default_text = recipe.sources.get(name, "default"), value_text(flags(recipe.config).get(name))
     if value_text(group.settings[name]) == default_text:
         return source
     return f"command line; the recipe has {default_text} ({source})"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from r2d2fast.data import TEST_FRACTION
-from r2d2fast.data.photographs.load import Decoder, OnBadImage
+from r2d2fast.data.photographs.options import Decoder, OnBadImage
 
 
 def _comma_separated(convert: Callable[[str], Any]) -> Any:

@@ -1,12 +1,12 @@
 """The two pictures of a run."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -37,7 +37,7 @@ def draw_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
         if stage > 1:
             label_errors = np.array([row["pseudo_label_error"] for row in panel], dtype=float)
             axis.plot(epochs, label_errors, color="tab:orange", linestyle="--", label="pseudo-label error")
-        _mark_repredictions(axis, panel)
+        mark_repredictions(axis, reprediction_places(panel))
         if np.isfinite(test_errors[-1]):
             axis.annotate(
                 f"{test_errors[-1]:.1f} %",
@@ -56,7 +56,7 @@ def draw_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
     errors = [row[key] for row in rows for key in ("test_error", "pseudo_label_error") if row[key]]
     axes[0].set(ylabel="error (%)", ylim=(0.7 * min(errors, default=1), 100))
     axes[min(1, len(axes) - 1)].legend(loc="upper right")
-    _save(figure, directory / "curves.png")
+    save_picture(figure, directory / "curves.png")
 
 
 def draw_pseudo_labels(directory: Path, rows: list[dict[str, Any]]) -> None:
@@ -79,23 +79,28 @@ def draw_pseudo_labels(directory: Path, rows: list[dict[str, Any]]) -> None:
         axis.plot(
             epochs, values, color=color, linestyle=line, marker=marker, markersize=4, markevery=every, label=label
         )
-    _mark_repredictions(axis, panel)
+    mark_repredictions(axis, reprediction_places(panel))
     axis.set(
         title="confidence on unlabelled samples", xlabel="epoch of stage 2", ylabel="mean of the largest probability"
     )
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
-    _save(figure, directory / "pseudo_labels.png")
+    save_picture(figure, directory / "pseudo_labels.png")
 
 
-def _mark_repredictions(axis: Axes, panel: list[dict[str, Any]]) -> None:
-    places = [row["epoch"] + 0.5 for row in panel if row["repredicted"]]
+def mark_repredictions(axis: Axes, places: Sequence[float], color: str = "tab:blue") -> None:
+    """Dotted vertical lines at ``places``, with an entry in the legend."""
     for n, place in enumerate(places):
-        axis.axvline(place, color="tab:blue", linestyle=":", label=None if n else "reprediction")
+        axis.axvline(place, color=color, linestyle=":", label=None if n else "reprediction")
 
 
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
+def reprediction_places(rows: list[dict[str, Any]]) -> list[float]:
+    """Where the repredictions of these rows of metrics stand on an axis that counts epochs from 1."""
+    return sorted({row["epoch"] + 0.5 for row in rows if row.get("repredicted")})
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a PNG file. Raises TrainingError where that cannot be."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_atomically(path, buffer.getvalue())

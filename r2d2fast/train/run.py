@@ -28,6 +28,7 @@ from r2d2fast.train.run_directory import (
     NETWORK,
     ONNX,
     check_same_run,
+    check_settings,
     keep_split_file,
     locked,
     open_directory,
@@ -48,6 +49,8 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
     for flag, package in PACKAGES.items():
         if getattr(config, flag) and find_spec(package) is None:
             raise ConfigError(f'--{flag}: {package} is not installed; pip install "r2d2fast[{flag}]", or leave it out')
+    if config.resume:
+        ranks.on_first(lambda: check_settings(directory, config))  # before data of another set are looked for
     data, labels = load_data(config, ranks)
     with ExitStack() as locks:
         bank = bank_file(config)
@@ -68,7 +71,8 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         with cpu_threads(trainer.threads):  # whose number is in the description
             write_labels(trainer, directory, console)
             about = {"machine": describe_run(ranks.device, ranks.count), "versions": versions()}
-        results = summarize(config, trainer.history) | {"held_out": data.held_out} | about
+        counts = {"held_out": data.held_out, "test_images": len(data.test_labels)}
+        results = summarize(config, trainer.history) | counts | about
         # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
         ranks.on_first(lambda: _finish(trainer, directory, results))
     return results

@@ -66,6 +66,13 @@ def open_directory(directory: Path, config: Config) -> dict[str, Any] | None:
 def check_same_run(directory: Path, config: Config) -> None:
     """Raise ConfigError where ``directory`` holds a run of another configuration, or of one that cannot be told."""
     _check_known(directory)
+    check_settings(directory, config)
+
+
+def check_settings(directory: Path, config: Config) -> None:
+    """Raise ConfigError where ``config.json`` in ``directory`` has other settings; nothing where there is no such file."""
+    if not (directory / CONFIG).exists():
+        return
     held, asked = _read_json(directory / CONFIG), _settings(config)
     differing = sorted(
         name for name in (asked.keys() | held.keys()) - NOT_COMPARED if asked.get(name) != held.get(name)

@@ -17,10 +17,7 @@ FROM_STAGE_1 = {"stages": (2, 3)}
 
 # Table 1: stage 2 once is D2 up to the first reprediction of the recipe; 0.12 is its learning rate there.
 TABLE1 = {
-    "d2": (
-        {"stage2.epochs": 300, "stage2.repredict_epochs": (), "stage2.lrs": (0.12,)},
-        6.71,
-    ),
+    "d2": ({"stage2.epochs": 300, "stage2.repredict_epochs": (), "stage2.lrs": (0.12,)}, 6.71),
     "repeated": ({"stage2.repredict": False, "stage2.lrs": (0.12,) * 5}, 6.37),
     "repredicted": ({"stage2.lrs": (0.12,) * 5}, 6.23),
     "lowered": ({"stage2.repredict": False}, 5.94),
@@ -28,24 +25,10 @@ TABLE1 = {
 }
 ABLATIONS = {
     "table1": TABLE1,
-    "table2": {
-        "alpha0.1": ({"alpha": 0.1}, 5.78),
-        "alpha0.2": ({"alpha": 0.2}, 5.44),
-        "alpha0.3": ({"alpha": 0.3}, 5.81),
-        "alpha0.4": ({"alpha": 0.4}, 5.90),
-        "alpha0.5": ({"alpha": 0.5}, 6.11),
-    },
-    "table3": {
-        "beta0.01": ({"beta": 0.01}, 5.62),
-        "beta0.02": ({"beta": 0.02}, 5.75),
-        "beta0.03": ({"beta": 0.03}, 5.78),
-        "beta0.04": ({"beta": 0.04}, 5.83),
-        "beta0.05": ({"beta": 0.05}, 5.76),
-    },
+    "table2": {f"alpha0.{n}": ({"alpha": n / 10}, error) for n, error in enumerate((5.78, 5.44, 5.81, 5.90, 6.11), 1)},
+    "table3": {f"beta0.0{n}": ({"beta": n / 100}, error) for n, error in enumerate((5.62, 5.75, 5.78, 5.83, 5.76), 1)},
     "table4": {
-        "kl_reverse": ({"class_loss": "kl_reverse"}, 5.78),
-        "kl": ({"class_loss": "kl"}, 8.06),
-        "mse": ({"class_loss": "mse"}, 6.35),
+        name: ({"class_loss": name}, error) for name, error in (("kl_reverse", 5.78), ("kl", 8.06), ("mse", 6.35))
     },
 }
 COMPARISONS = {
@@ -56,33 +39,26 @@ COMPARISONS = {
 }
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_what_the_variants_of_the_ablation_set_and_what_the_paper_has_there(name):
-    assert TABLES[name].dataset == "cifar10"
-    variants = TABLES[name].variants(CIFAR10)
-    assert [variant.name for variant in variants] == list(ABLATIONS[name])
-    for variant, (overrides, error) in zip(variants, ABLATIONS[name].values(), strict=True):
-        assert variant.overrides == FROM_STAGE_1 | overrides
-        assert variant.paper == Paper(error)
-        assert variant.start is not None
-        assert (variant.start.name, variant.start.overrides) == ("stage1", {"stages": (1,)})
-
-
-@pytest.mark.parametrize("name", COMPARISONS)
-def test_what_the_other_tables_compare(name):
-    dataset, labels_alone, r2d2 = COMPARISONS[name]
-    assert TABLES[name].dataset == dataset
-    variants = TABLES[name].variants(RECIPES[dataset].config)
-    assert [(variant.title, variant.overrides, variant.paper) for variant in variants] == [
-        ("labels alone", {"stages": (1,)}, labels_alone),
-        ("all labels", {"stages": (1,), "num_labels": 0}, Paper(None, None, None)),
-        ("R2-D2", {"stages": (2, 3)}, r2d2),
-    ]
-    assert [variant.start and variant.start.name for variant in variants] == [None, None, "stage1"]
-
-
-def test_there_are_the_tables_1_to_8():
+def test_what_the_variants_of_each_table_set_and_what_the_paper_has_there():
     assert list(TABLES) == [f"table{number}" for number in range(1, 9)] == [*ABLATIONS, *COMPARISONS]
+    for name, expected in ABLATIONS.items():
+        assert TABLES[name].dataset == "cifar10"
+        variants = TABLES[name].variants(CIFAR10)
+        assert [variant.name for variant in variants] == list(expected)
+        for variant, (overrides, error) in zip(variants, expected.values(), strict=True):
+            assert variant.overrides == FROM_STAGE_1 | overrides
+            assert variant.paper == Paper(error)
+            assert variant.start is not None
+            assert (variant.start.name, variant.start.overrides) == ("stage1", {"stages": (1,)})
+    for name, (dataset, labels_alone, r2d2) in COMPARISONS.items():
+        assert TABLES[name].dataset == dataset
+        variants = TABLES[name].variants(RECIPES[dataset].config)
+        assert [(variant.title, variant.overrides, variant.paper) for variant in variants] == [
+            ("labels alone", {"stages": (1,)}, labels_alone),
+            ("all labels", {"stages": (1,), "num_labels": 0}, Paper(None, None, None)),
+            ("R2-D2", {"stages": (2, 3)}, r2d2),
+        ]
+        assert [variant.start and variant.start.name for variant in variants] == [None, None, "stage1"]
 
 
 def test_predictions_and_learning_rates_of_table_1():
@@ -104,14 +80,9 @@ def test_predictions_and_learning_rates_of_table_1():
 
 
 def test_overrides_change_what_they_name_and_nothing_else():
-    config = override(CIFAR10, {"alpha": 0.5, "stage2.lrs": (1.0,), "stage2.epochs": 7, "stages": (1,)})
-    before, after = flags(CIFAR10), flags(config)
-    assert {name: value for name, value in after.items() if value != before[name]} == {
-        "alpha": 0.5,
-        "stage2.lrs": (1.0,),
-        "stage2.epochs": 7,
-        "stages": (1,),
-    }
+    changes = {"alpha": 0.5, "stage2.lrs": (1.0,), "stage2.epochs": 7, "stages": (1,)}
+    before, after = flags(CIFAR10), flags(override(CIFAR10, changes))
+    assert {name: value for name, value in after.items() if value != before[name]} == changes
 
 
 def test_table_1_needs_repredictions():
@@ -124,13 +95,8 @@ def test_figure_2_is_stage_1_and_d2_alone_of_the_network_with_two_features(datas
     stage1, d2 = figure2_variants(RECIPES[dataset].config)
     assert stage1.overrides == {"backbone": "lenet2d", "stages": (1,)}
     assert d2.start is stage1
-    assert d2.overrides == {
-        "backbone": "lenet2d",
-        "stages": (2,),
-        "stage2.epochs": epochs,
-        "stage2.repredict_epochs": (),
-        "stage2.lrs": (lr,),
-    }
+    alone = {"stage2.epochs": epochs, "stage2.repredict_epochs": (), "stage2.lrs": (lr,)}
+    assert d2.overrides == {"backbone": "lenet2d", "stages": (2,), **alone}
 
 
 # --- the runs
@@ -145,18 +111,7 @@ def test_the_ablation_takes_sixteen_runs_a_seed_of_which_one_is_stage_1_and_one_
     assert len(variants) == 18
     runs = repetition(3, 1).runs(variants)
     names = ["stage1", "d2", "repeated", "repredicted", "lowered", "r2d2"]
-    names += [
-        "alpha0.2",
-        "alpha0.3",
-        "alpha0.4",
-        "alpha0.5",
-        "beta0.01",
-        "beta0.02",
-        "beta0.04",
-        "beta0.05",
-        "kl",
-        "mse",
-    ]
+    names += [*(f"alpha0.{n}" for n in (2, 3, 4, 5)), *(f"beta0.0{n}" for n in (1, 2, 4, 5)), "kl", "mse"]
     assert [run.directory for run in runs] == [Path("all/cifar10/seed3-split1") / name for name in names]
     assert {(run.config.seed, run.config.split) for run in runs} == {(3, 1)}
     assert all(run.config.run_dir == run.directory for run in runs)

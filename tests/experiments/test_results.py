@@ -16,13 +16,9 @@ def result(seed, *errors, top5=None):
     return {"seed": seed, "split": seed + 1, "seconds": 10.0, "stages": stages} | kinds
 
 
-def table(paper=Paper(6.0, 0.5)):  # noqa: B008
-    variants = [Variant("one", "first way", {"alpha": 0.2}, paper), Variant("two", "second way", {"alpha": 0.3})]
-    return Table("ways to train", "cifar10", lambda config: variants), variants
-
-
 def filled(results, dataset="cifar10", paper=Paper(6.0, 0.5)):  # noqa: B008
-    definition, variants = table(paper)
+    variants = [Variant("one", "first way", {"alpha": 0.2}, paper), Variant("two", "second way", {"alpha": 0.3})]
+    definition = Table("ways to train", "cifar10", lambda config: variants)
     measured = [VariantResults(variant, of_variant) for variant, of_variant in zip(variants, results, strict=True)]
     return TableResults("table9", definition, dataset, 4000, measured)
 
@@ -51,14 +47,12 @@ def test_of_another_data_set_the_papers_are_for_orientation_and_there_is_no_diff
     assert rows[0] == ["first way", "8.50 ± 0.71", "7.00 ± 0.71", "6.00 ± 0.50"]
 
 
-def test_one_seed_has_no_deviation():
-    headings, rows = filled([[result(0, 8.0)], [result(0, 5.0)]]).cells()
+def test_one_seed_has_no_deviation_and_seeds_that_are_their_splits_are_named_once():
+    one = filled([[result(0, 8.0)], [result(0, 5.0)]])
+    headings, rows = one.cells()
     assert headings == ["", "ours", "paper", "difference"]
     assert rows == [["first way", "8.00", "6.00 ± 0.50", "+2.00"], ["second way", "5.00", "–", "–"]]
-    assert "±" not in filled([[result(0, 8.0)], [result(0, 5.0)]]).title
-
-
-def test_seeds_that_are_their_splits_are_named_once():
+    assert "±" not in one.title
     of_variant = [result(seed, 8.0) | {"split": seed} for seed in (0, 3)]
     assert filled([of_variant, of_variant]).title.endswith("seeds and splits 0, 3: mean ± standard deviation")
 
@@ -66,15 +60,7 @@ def test_seeds_that_are_their_splits_are_named_once():
 def test_top_5_errors_where_the_runs_have_them():
     results = [[result(0, 50.0, top5=25.0), result(1, 52.0, top5=26.0)], [result(0, 40.0, top5=20.0)] * 2]
     headings, rows = filled(results, paper=Paper(52.0, None, 27.5)).cells()
-    assert headings == [
-        "",
-        "ours top-1",
-        "paper top-1",
-        "difference top-1",
-        "ours top-5",
-        "paper top-5",
-        "difference top-5",
-    ]
+    assert headings == ["", *(f"{column} top-{k}" for k in (1, 5) for column in ("ours", "paper", "difference"))]
     assert rows[0] == ["first way", "51.00 ± 1.41", "52.00", "-1.00", "25.50 ± 0.71", "27.50", "-2.00"]
     assert rows[1][4] == "20.00 ± 0.00"
 
@@ -97,31 +83,16 @@ def test_markdown_and_json(tmp_path):
         "| first way  | 8.50 ± 0.71   | 7.00 ± 0.71 | 6.00 ± 0.50 | +1.00      |",
     ]
     content = json.loads((tmp_path / "table9.json").read_text())
-    assert (content["table"], content["dataset"], content["paper_dataset"], content["labels"]) == (
-        "table9",
-        "cifar10",
-        "cifar10",
-        4000,
-    )
+    about = [content[name] for name in ("table", "dataset", "paper_dataset", "labels")]
+    assert about == ["table9", "cifar10", "cifar10", 4000]
     first = content["rows"][0]
-    assert first["test_error"] == {
-        "mean": 7.0,
-        "std": pytest.approx(0.5**0.5),
-        "paper": 6.0,
-        "difference": 1.0,
-        "runs": [6.5, 7.5],
-    }
+    measured = {"mean": 7.0, "std": pytest.approx(0.5**0.5), "runs": [6.5, 7.5]}
+    assert first["test_error"] == measured | {"paper": 6.0, "difference": 1.0}
     assert (first["title"], first["overrides"], first["after_stage2"]) == ("first way", {"alpha": 0.2}, [8.0, 9.0])
     assert (first["seeds"], first["splits"], first["seconds"]) == ([0, 1], [1, 2], 20.0)
     assert content["rows"][1]["test_error"]["difference"] is None
-
-
-def test_json_of_another_data_set_has_no_difference(tmp_path):
-    filled(RESULTS, "digits").write(tmp_path)
+    filled(RESULTS, "digits").write(tmp_path)  # another data set, and so no difference
     assert json.loads((tmp_path / "table9.json").read_text())["rows"][0]["test_error"]["difference"] is None
-
-
-def test_a_table_that_cannot_be_written_is_an_error_with_the_way_out(tmp_path):
     with pytest.raises(TrainingError, match=r"cannot write .*table9\.md: .*name another --run-dir"):
         filled(RESULTS).write(tmp_path / "missing")
 

@@ -1,6 +1,7 @@
 import logging
 import sys
 import warnings
+from itertools import product
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ SIZES = {"small": 8, "lenet2d": 28, "convlarge": 32, "shake26-96": 32, "resnet18
 @pytest.fixture(scope="module")
 def networks():
     """Every backbone with a name of its own, for 3 channels and 10 classes."""
+    assert list(BACKBONES) == list(SIZES)
     torch.manual_seed(0)
     return {name: make_model(name, 10, 3, SIZES[name]) for name in BACKBONES}
 
@@ -24,10 +26,6 @@ def networks():
 @pytest.fixture(params=SIZES)
 def name(request):
     return request.param
-
-
-def test_every_backbone_is_tested():
-    assert list(BACKBONES) == list(SIZES)
 
 
 @pytest.mark.parametrize(
@@ -48,21 +46,18 @@ def test_numbers_of_parameters(name, classes, channels, size, count):
     assert sum(parameter.numel() for parameter in network.parameters()) == count
 
 
-def test_logits_of_a_batch_and_gradients_for_every_parameter(networks, name):
-    network = networks[name].train()
-    logits = network(torch.randn(4, 3, SIZES[name], SIZES[name]))
+def test_logits_and_gradients_for_every_parameter_and_the_same_logits_in_any_batch_or_layout(networks, name):
+    network, images = networks[name].train(), torch.randn(4, 3, SIZES[name], SIZES[name])
+    logits = network(images)
     assert logits.shape == (4, 10)
     network.zero_grad()
     logits.square().sum().backward()
     gradients = {key: parameter.grad for key, parameter in network.named_parameters()}
     assert [key for key, gradient in gradients.items() if gradient is None or not gradient.any()] == []
-
-
-def test_channels_last_gives_the_same_logits(networks, name):
-    network = networks[name].eval()
-    images = torch.randn(2, 3, SIZES[name], SIZES[name])
+    network.eval()
     with torch.no_grad():
         expected = network(images)
+        torch.testing.assert_close(network(images[:1]), expected[:1], rtol=1e-4, atol=1e-5)
         network.to(memory_format=torch.channels_last)
         result = network(images.contiguous(memory_format=torch.channels_last))
         network.to(memory_format=torch.contiguous_format)
@@ -75,6 +70,7 @@ def test_the_seed_decides_the_weights_and_the_state_dict_carries_them(networks, 
         return make_model(name, 10, 3, SIZES[name])
 
     first, second, other = made(7), made(7), made(8)
+    assert all(module.training for module in first.modules())
     states = [network.state_dict() for network in (first, second, other)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     images = torch.randn(2, 3, SIZES[name], SIZES[name])
@@ -85,41 +81,17 @@ def test_the_seed_decides_the_weights_and_the_state_dict_carries_them(networks, 
         assert torch.equal(other(images), expected)
 
 
-@pytest.mark.parametrize("name", [*SIZES, "torchvision:shufflenet_v2_x0_5"])  # which was tried on an image
-def test_a_new_network_is_in_training_mode(name):
-    assert all(module.training for module in make_model(name, 2, 1, SIZES.get(name, 32)).modules())
-
-
-SMALLEST_AND_ODD = [
-    ("small", 4),
-    ("small", 32),
-    ("lenet2d", 4),
-    ("lenet2d", 11),
-    ("lenet2d", 12),
-    ("lenet2d", 33),
-    ("convlarge", 12),
-    ("shake26-96", 4),
-]
-
-
-@pytest.mark.parametrize(("name", "size"), SMALLEST_AND_ODD)
-def test_the_smallest_and_odd_sizes_work(name, size):
-    assert make_model(name, 10, 3, size)(torch.randn(2, 3, size, size)).shape == (2, 10)
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "needed"),
-    [
-        ("small", 3, "at least 4"),
-        ("lenet2d", 3, "at least 4"),
-        ("convlarge", 8, "at least 12"),
-        ("shake26-96", 30, "at least 4, a multiple of 4"),
-        ("resnet18", 0, "at least 1"),
-    ],
-)
-def test_sizes_that_a_backbone_does_not_take_are_refused(name, size, needed):
-    with pytest.raises(ValueError, match=rf"'{name}' does not take images of {size}×{size} pixels; needed: {needed}$"):
-        make_model(name, 10, 3, size)
+def test_the_smallest_and_odd_sizes_work_and_others_are_refused():
+    for name, sizes in {"small": (4, 32), "convlarge": (12,), "shake26-96": (4,), "lenet2d": (4, 11, 12, 33)}.items():
+        for size in sizes:
+            assert make_model(name, 10, 3, size)(torch.randn(2, 3, size, size)).shape == (2, 10)
+    for name, size, needed in (
+        *(("small", 3, "at least 4"), ("lenet2d", 3, "at least 4"), ("convlarge", 8, "at least 12")),
+        *(("shake26-96", 30, "at least 4, a multiple of 4"), ("resnet18", 0, "at least 1")),
+    ):
+        message = rf"'{name}' does not take images of {size}×{size} pixels; needed: {needed}$"
+        with pytest.raises(ValueError, match=message):
+            make_model(name, 10, 3, size)
 
 
 @pytest.mark.parametrize(
@@ -146,24 +118,27 @@ def test_switches_of_convlarge(input_noise, weight_norm):
     network = make_model("convlarge", 10, 3, 32, input_noise=input_noise, weight_norm=weight_norm)
     assert [number for number, layer in enumerate(network) if isinstance(layer, InputNoise)] == [0] * input_noise
     assert hasattr(network[input_noise], "parametrizations") == weight_norm
+    for other, switch in product(("small", "torchvision:resnet18"), ("input_noise", "weight_norm")):
+        with pytest.raises(ValueError, match=f"'{other}' has no switch {switch}; only convlarge has it"):
+            make_model(other, 10, 3, 32, **{switch: True})
 
 
-@pytest.mark.parametrize("name", ["small", "torchvision:resnet18"])
-@pytest.mark.parametrize("switch", ["input_noise", "weight_norm"])
-def test_a_switch_that_a_backbone_does_not_have_is_refused(name, switch):
-    with pytest.raises(ValueError, match=f"'{name}' has no switch {switch}; only convlarge has it"):
-        make_model(name, 10, 3, 32, **{switch: True})
-
-
+@pytest.mark.parametrize("name", [name for name in SIZES if name != "lenet2d"])  # which has no batch norm
 def test_bn_groups(name):
-    if name == "lenet2d":
-        with pytest.raises(ValueError, match=r"bn_groups is 4, but the network has no nn\.BatchNorm2d"):
-            make_model(name, 10, 3, 32, bn_groups=4)
-        return
     network = make_model(name, 10, 3, 32, bn_groups=4)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
     assert {(type(norm), norm.groups) for norm in norms} == {(GroupedBatchNorm2d, 4)}
+
+
+@pytest.mark.parametrize(("name", "gain", "count"), [("convlarge", 2 / (1 + 0.1**2), 9), ("shake26-96", 2, 52)])
+def test_initial_values_keep_the_size_of_gradients(networks, name, gain, count):
+    layers = [module for module in networks[name].modules() if isinstance(module, nn.Conv2d)]
+    assert len(layers) == count  # Shake-Shake: the stem, the two branches of twelve blocks, three skips
+    for layer in layers:
+        expected = (gain / (layer.out_channels * layer.kernel_size[0] ** 2)) ** 0.5
+        # Four standard deviations of the estimate.
+        assert layer.weight.std().item() == pytest.approx(expected, rel=4 / (2 * layer.weight.numel()) ** 0.5)
 
 
 def test_pretrained_weights_are_loaded_and_a_message_goes_to_the_log(tmp_path, caplog):
@@ -179,19 +154,23 @@ def test_pretrained_weights_are_loaded_and_a_message_goes_to_the_log(tmp_path, c
     assert torch.equal(other[0][0].weight, source[0][0].weight)
 
 
+TIMM = pytest.mark.extra("timm")
+
+
 @pytest.mark.parametrize(
     ("name", "channels", "size"),
     [
-        ("resnet18", 1, 32),
-        ("torchvision:mobilenet_v3_small", 1, 32),
-        ("torchvision:googlenet", 3, 64),
+        *(("resnet18", 1, 32), ("torchvision:mobilenet_v3_small", 1, 32), ("torchvision:googlenet", 3, 64)),
         pytest.param("torchvision:densenet121", 4, 32, marks=pytest.mark.slow),
         pytest.param("torchvision:vit_b_32", 1, 64, marks=pytest.mark.slow),
+        pytest.param("timm:resnet18", 1, 32, marks=TIMM),
+        pytest.param("timm:vit_tiny_patch16_224", 1, 32, marks=TIMM),
+        pytest.param("timm:efficientnet_b0", 1, 32, marks=TIMM),
     ],
 )
-def test_torchvision_for_any_number_of_channels_and_one_size_of_images(name, channels, size):
+def test_libraries_networks_for_any_number_of_channels_and_one_size_of_images(name, channels, size):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("default" if name.startswith("timm") else "error")
         network = make_model(name, 7, channels, size)
     logits = network(torch.randn(2, channels, size, size))
     assert logits.shape == (2, 7)
@@ -199,7 +178,9 @@ def test_torchvision_for_any_number_of_channels_and_one_size_of_images(name, cha
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_three_channels_are_torchvisions_own_network():
+def test_three_channels_are_torchvisions_own_network_in_training_mode():
+    tried_on_an_image = make_model("torchvision:shufflenet_v2_x0_5", 2, 1, 32)
+    assert all(module.training for module in tried_on_an_image.modules())
     torch.manual_seed(3)
     ours = make_model("resnet18", 7, 3, 32).state_dict()
     torch.manual_seed(3)
@@ -215,12 +196,8 @@ def test_the_first_convolution_for_other_channels_has_responses_of_the_same_vari
     assert first[channels].bias is None
     spread = {count: layer(torch.randn(64, count, 32, 32)).std().item() for count, layer in first.items()}
     assert spread[channels] == pytest.approx(spread[3], rel=0.05)
-
-
-def test_the_first_convolution_for_other_channels_keeps_its_bias():
-    stem = make_model("torchvision:squeezenet1_1", 7, 1, 32).features[0]
-    assert stem.weight.shape == (64, 1, 3, 3)
-    assert stem.bias.shape == (64,)
+    stem = make_model("torchvision:squeezenet1_1", 7, channels, 32).features[0]  # which has a bias
+    assert (stem.weight.shape, stem.bias.shape) == ((64, channels, 3, 3), (64,))
 
 
 def test_the_librarys_own_reason_is_given_for_images_that_it_does_not_take():
@@ -228,16 +205,7 @@ def test_the_librarys_own_reason_is_given_for_images_that_it_does_not_take():
         make_model("torchvision:maxvit_t", 7, 1, 64)
 
 
-@pytest.mark.extra("timm")
-@pytest.mark.parametrize(("name", "size"), [("resnet18", 32), ("vit_tiny_patch16_224", 32), ("efficientnet_b0", 32)])
-def test_timm_for_any_number_of_channels_and_one_size_of_images(name, size):
-    network = make_model(f"timm:{name}", 7, 1, size)
-    logits = network(torch.randn(2, 1, size, size))
-    assert logits.shape == (2, 7)
-    logits.square().sum().backward()
-
-
-@pytest.mark.extra("timm")
+@TIMM
 def test_timm_names_are_checked():
     with pytest.raises(ValueError, match="unknown backbone 'timm:resnet51z'; the nearest is 'timm:resnet51q'"):
         make_model("timm:resnet51z", 7, 1, 32)

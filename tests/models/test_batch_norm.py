@@ -26,8 +26,20 @@ def unlike_parts(sizes):
     return torch.cat([torch.randn(size, 2, 8, 8) * (part + 1) + part for part, size in enumerate(sizes)])
 
 
-def assert_like_data_parallel(network, images, sizes, groups):
+@pytest.mark.parametrize(
+    ("groups", "sizes"),
+    [
+        *((2, [8, 8]), (4, [4] * 4), (4, [6] * 4), (3, [2] * 3)),
+        # An odd batch has parts of nearly one size, and of two samples at least.
+        *((4, [3, 3, 2, 2]), (4, [3, 2, 2, 2]), (4, [3, 2, 2]), (4, [2, 2]), (4, [3]), (4, [1])),
+    ],
+)
+def test_groups_are_normalised_as_by_data_parallel_and_the_first_alone_enters_the_running_statistics(
+    network, groups, sizes
+):
     """Against the definition of DataParallel: a copy of the network for each part, gradients added up, first copy's buffers."""
+    images = unlike_parts(sizes)
+    plain = copy.deepcopy(network)
     replicas = [copy.deepcopy(network) for _ in sizes]
     expected = torch.cat([replica(part) for replica, part in zip(replicas, images.split(sizes), strict=True)])
     expected.square().sum().backward()
@@ -38,48 +50,22 @@ def assert_like_data_parallel(network, images, sizes, groups):
     for parameter, *parts in zip(*(model.parameters() for model in (grouped, *replicas)), strict=True):
         torch.testing.assert_close(parameter.grad, sum(part.grad for part in parts))
     torch.testing.assert_close(dict(grouped.named_buffers()), dict(replicas[0].named_buffers()))
+    assert len(sizes) == 1 or (logits - plain(images)).abs().max() > 0.1
+    assert torch.equal(grouped.eval()(images), replicas[0].eval()(images))  # in eval mode it is plain batch norm
 
 
-@pytest.mark.parametrize(("groups", "size"), [(2, 8), (4, 4), (4, 6), (3, 2)])
-def test_groups_are_normalised_as_by_data_parallel_and_the_first_alone_enters_the_running_statistics(
-    network, groups, size
-):
-    sizes = [size] * groups
-    assert_like_data_parallel(network, unlike_parts(sizes), sizes, groups)
-
-
-@pytest.mark.parametrize(
-    ("groups", "sizes"), [(4, [3, 3, 2, 2]), (4, [3, 2, 2, 2]), (4, [3, 2, 2]), (4, [2, 2]), (4, [3]), (4, [1])]
-)
-def test_an_odd_batch_has_parts_of_nearly_one_size_and_of_two_samples_at_least(network, groups, sizes):
-    assert_like_data_parallel(network, unlike_parts(sizes), sizes, groups)
-
-
-def test_the_groups_are_really_apart(network):
-    images = unlike_parts([4, 4])
-    plain = copy.deepcopy(network)(images)
-    assert (with_bn_groups(network, 2)(images) - plain).abs().max() > 0.1
-
-
-def test_eval_mode_is_plain_batch_norm(network):
-    images = unlike_parts([4, 4])
-    plain = copy.deepcopy(network).eval()
-    assert torch.equal(with_bn_groups(network, 2).eval()(images), plain(images))
-
-
-def test_the_mode_stays_what_it_was(network):
-    assert not any(module.training for module in with_bn_groups(network.eval(), 2).modules())
-
-
-def test_parameters_buffers_and_keys_are_the_same_ones(network):
+def test_parameters_buffers_keys_and_the_mode_are_the_same_ones(network):
     before = dict(network.named_parameters()) | dict(network.named_buffers())
     keys = list(network.state_dict())
-    grouped = with_bn_groups(network, 4)
+    assert with_bn_groups(network, 1) is network
+    assert not any(isinstance(module, GroupedBatchNorm2d) for module in network.modules())
+    grouped = with_bn_groups(network.eval(), 4)
     after = dict(grouped.named_parameters()) | dict(grouped.named_buffers())
     assert list(grouped.state_dict()) == keys
     assert before.keys() == after.keys()
     assert all(before[key] is after[key] for key in before)
     assert sum(isinstance(module, GroupedBatchNorm2d) for module in grouped.modules()) == 3
+    assert not any(module.training for module in grouped.modules())
 
 
 def test_settings_are_taken_over():
@@ -104,65 +90,45 @@ def test_a_cumulative_average_counts_batches_not_groups():
         grouped(batch)
     torch.testing.assert_close(norm.running_mean, batches[:, :4].mean((0, 1, 3, 4)))
     assert norm.num_batches_tracked == 2
+    twice = with_bn_groups(nn.Sequential(norm, nn.Sequential(norm)), 2)  # a layer in two places is replaced in both
+    assert [type(twice[0]), type(twice[1][0])] == [GroupedBatchNorm2d] * 2
+    assert twice[0].weight is twice[1][0].weight
 
 
-def test_a_layer_in_two_places_is_replaced_in_both():
-    norm = nn.BatchNorm2d(3)
-    grouped = with_bn_groups(nn.Sequential(norm, nn.Sequential(norm)), 2)
-    assert [type(grouped[0]), type(grouped[1][0])] == [GroupedBatchNorm2d] * 2
-    assert grouped[0].weight is grouped[1][0].weight
-
-
-def test_one_group_leaves_the_network_alone(network):
-    assert with_bn_groups(network, 1) is network
-    assert not any(isinstance(module, GroupedBatchNorm2d) for module in network.modules())
-
-
-def test_channels_last_stays_channels_last():
-    grouped = with_bn_groups(nn.Sequential(nn.BatchNorm2d(3)), 2)
-    images = torch.randn(8, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    output = grouped(images)
-    assert output.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(output, grouped(images.contiguous()))
-
-
-def test_torch_compile_with_batches_of_several_sizes():
-    norm = nn.BatchNorm2d(3)
-    grouped = with_bn_groups(nn.Sequential(norm), 4)
-    compiled = torch.compile(copy.deepcopy(grouped), fullgraph=True, backend="aot_eager")
-    for size in (8, 10, 5):
-        images = torch.randn(size, 3, 4, 4)
-        torch.testing.assert_close(compiled(images), grouped(images))
-    torch.testing.assert_close(compiled.state_dict()["_orig_mod.0.running_mean"], norm.running_mean)
-
-
-def test_copied_and_pickled_it_stays_grouped(network):
+def test_channels_last_copies_pickles_and_torch_compile_keep_it(network):
     images = unlike_parts([4, 4])
     grouped = with_bn_groups(network, 2)
     for again in (copy.deepcopy(grouped), pickle.loads(pickle.dumps(grouped))):
         torch.testing.assert_close(again(images), copy.deepcopy(grouped)(images))
-
-
-@pytest.mark.parametrize("groups", [0, -4])
-def test_fewer_than_one_group_is_refused(network, groups):
-    with pytest.raises(ValueError, match=f"bn_groups is {groups}; it must be at least 1"):
-        with_bn_groups(network, groups)
-
-
-def test_a_network_without_batch_norm_is_refused():
-    with pytest.raises(ValueError, match=r"bn_groups is 4, but the network has no nn\.BatchNorm2d; only 1"):
-        with_bn_groups(nn.Sequential(nn.Linear(2, 2)), 4)
+    grouped = with_bn_groups(nn.Sequential(nn.BatchNorm2d(2)), 4)
+    output = grouped(images.contiguous(memory_format=torch.channels_last))
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(output, grouped(images))
+    compiled = torch.compile(copy.deepcopy(grouped), fullgraph=True, backend="aot_eager")
+    for size in (8, 10, 5):
+        images = torch.randn(size, 2, 4, 4)
+        torch.testing.assert_close(compiled(images), grouped(images))
+    torch.testing.assert_close(compiled.state_dict()["_orig_mod.0.running_mean"], grouped[0].running_mean)
 
 
 class Other(nn.BatchNorm2d):
     pass
 
 
-def test_an_unknown_kind_is_refused_before_anything_is_replaced():
-    network = nn.Sequential(nn.BatchNorm2d(2), Other(2))
-    with pytest.raises(ValueError, match=r"bn_groups is 4, but 1 is a Other.*take bn_groups 1"):
-        with_bn_groups(network, 4)
-    assert type(network[0]) is nn.BatchNorm2d
+@pytest.mark.parametrize(
+    ("layers", "groups", "message"),
+    [
+        ([nn.BatchNorm2d(2)], 0, "bn_groups is 0; it must be at least 1"),
+        ([nn.BatchNorm2d(2)], -4, "bn_groups is -4; it must be at least 1"),
+        ([nn.Linear(2, 2)], 4, r"bn_groups is 4, but the network has no nn\.BatchNorm2d; only 1"),
+        ([nn.BatchNorm2d(2), Other(2)], 4, r"bn_groups is 4, but 1 is a Other.*take bn_groups 1"),
+    ],
+)
+def test_what_cannot_be_grouped_is_refused_before_anything_is_replaced(layers, groups, message):
+    network = nn.Sequential(*layers)
+    with pytest.raises(ValueError, match=message):
+        with_bn_groups(network, groups)
+    assert type(network[0]) is type(layers[0])
 
 
 @pytest.mark.extra("timm")

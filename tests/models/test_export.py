@@ -78,25 +78,26 @@ def assert_same_logits(content, network, shape):
         torch.testing.assert_close(torch.from_numpy(result), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.extra("onnx", "onnxscript")
-def test_onnx_gives_the_same_logits_for_any_number_of_images(network):
-    content = export_onnx(network, (3, 8, 8))
-    assert all(module.training for module in network.modules())
-    assert_same_logits(content, network, (3, 8, 8))
-
-
 @pytest.mark.parametrize(
-    "network",
+    ("network", "side"),
     [
-        LeNet2D(10, in_channels=3, image_size=12),
-        conv_large(10, in_channels=3, input_noise=True, weight_norm=True),
-        ShakeShake(10, in_channels=3, width=2),
+        pytest.param(make_model("small", 10, 3, 8, bn_groups=2).to(memory_format=torch.channels_last), 8, id="small"),
+        *(
+            pytest.param(network, 12, id=type(network).__name__, marks=pytest.mark.slow)
+            for network in (
+                LeNet2D(10, in_channels=3, image_size=12),
+                conv_large(10, in_channels=3, input_noise=True, weight_norm=True),
+                ShakeShake(10, in_channels=3, width=2),
+            )
+        ),
     ],
-    ids=lambda network: type(network).__name__,
 )
 @pytest.mark.extra("onnx", "onnxscript")
-def test_onnx_of_the_papers_backbones(network):
-    assert_same_logits(export_onnx(network, (3, 12, 12)), network, (3, 12, 12))
+def test_onnx_gives_the_same_logits_for_any_number_of_images(network, side):
+    network.train()
+    content = export_onnx(network, (3, side, side))
+    assert all(module.training for module in network.modules())
+    assert_same_logits(content, network, (3, side, side))
 
 
 def test_without_onnx_the_message_says_how_to_get_it(network, monkeypatch):

@@ -37,7 +37,7 @@ def results(made, **changed):
         of_stage = [row for row in made if row["stage"] == stage]
         entry = {"stage": stage, "epochs": len(of_stage), "test_error": of_stage[-1]["test_error"]}
         stages.append(entry | ({"d2_test_error": of_stage[0]["test_error"]} if stage == 2 else {}))
-    return {"stages": stages, "test_error": made[-1]["test_error"], "seconds": 12.0, **changed}
+    return {"stages": stages, "test_error": made[-1]["test_error"], "seconds": 12.0, "test_images": 360, **changed}
 
 
 def make_run(directory, config=None, made=None, done=None, **changed):

@@ -35,6 +35,7 @@ def test_real_runs(trained, tmp_path, capsys):
     errors = [json.loads((trained / f"run{n}" / "results.json").read_text())["test_error"] for n in (0, 1)]
     assert f"{sum(errors) / 2:.2f} ± " in table
     assert f"{errors[0]:.2f}" in page
+    assert re.search(r"\| 360 +\| 2 of 2 +\|", table)  # test images
     assert "No gallery" not in page
     told = re.search(r"(\d+) of (\d+) are wrong then", page)
     rows = [json.loads(line) for line in (trained / "run0" / "metrics.jsonl").open()]

@@ -30,11 +30,9 @@ FILES = [".metadata", "__0_0.distcp", MANIFEST, VALUES]
 def assert_finds(directory, number):
     path, messages = find_checkpoint(directory)
     assert read_values(path) == values(number)
-    read = tensors(0)
+    read, expected = tensors(0), tensors(number)
     load_tensors(path, read, Ranks())
-    expected = tensors(number)
-    assert torch.equal(read["network"]["weight"], expected["network"]["weight"])
-    assert torch.equal(read["network"]["count"], expected["network"]["count"])
+    assert all(torch.equal(read["network"][name], expected["network"][name]) for name in ("weight", "count"))
     assert torch.equal(read["bank"], expected["bank"])
     return path, messages
 
@@ -61,12 +59,8 @@ def directory(tmp_path):
     return directory
 
 
-def test_no_checkpoint_yet(tmp_path):
-    assert find_checkpoint(tmp_path) == (None, [])
-    assert find_checkpoint(tmp_path / "nowhere") == (None, [])
-
-
-def test_the_newest_is_found_and_the_one_before_is_kept(directory):
+def test_the_newest_is_found_and_the_one_before_is_kept(directory, tmp_path):
+    assert find_checkpoint(tmp_path) == find_checkpoint(tmp_path / "nowhere") == (None, [])
     assert sorted(os.listdir(directory)) == [CURRENT, PREVIOUS]
     assert sorted(os.listdir(directory / CURRENT)) == FILES
     assert assert_finds(directory, 2) == (directory / CURRENT, [])
@@ -81,40 +75,27 @@ def test_the_newest_is_found_and_the_one_before_is_kept(directory):
 # --- damage
 
 
-def cut(kept):
-    return lambda content: content[: kept if isinstance(kept, int) else int(kept * len(content))]
-
-
-def flipped(place):
-    def flip(content):
-        damaged = bytearray(content)
-        damaged[int(place * len(content))] ^= 1
-        return bytes(damaged)
-
-    return flip
-
-
-DAMAGES = [*map(cut, (0, 1, 0.5, -1)), *map(flipped, (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999)), None]
+def flipped(content, place):
+    damaged = bytearray(content)
+    damaged[int(place * len(content))] ^= 1
+    return bytes(damaged)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_truncated_changed_or_missing_file_is_detected_and_the_checkpoint_before_used(directory, name, tmp_path):
-    for number, damage in enumerate(DAMAGES):
-        copy = shutil.copytree(directory, tmp_path / f"copy{number}" / "run")
-        path = copy / CURRENT / name
-        if damage is not None:
-            path.write_bytes(damage(path.read_bytes()))
-            assert_goes_back(copy)
+    content = (directory / CURRENT / name).read_bytes()
+    cuts = [content[:length] for length in (0, 1, len(content) // 2, -1)]
+    changes = [flipped(content, place) for place in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999)]
+    others = [b"[]", b'"text"', b"1", b"\xff\xfe", b"{"] if name == MANIFEST else []
+    for number, damaged in enumerate([*cuts, *changes, *others, None]):
+        path = shutil.copytree(directory, tmp_path / f"copy{number}" / "run") / CURRENT / name
+        if damaged is not None:
+            path.write_bytes(damaged)
+            assert_goes_back(path.parents[1])
             continue
         path.unlink()
         what = f"cannot be read: No such file or directory ({path})" if name == MANIFEST else "lacks"
-        assert_goes_back(copy, what, name)
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b'"text"', b"1", b"\xff\xfe", b"{"])
-def test_a_manifest_that_is_none_is_detected(directory, content):
-    (directory / CURRENT / MANIFEST).write_bytes(content)
-    assert_goes_back(directory, "is damaged: ", MANIFEST)
+        assert_goes_back(path.parents[1], what, name)
 
 
 def test_a_file_that_the_disk_does_not_give_back_is_named(directory):
@@ -135,21 +116,16 @@ def test_a_bad_checkpoint_whose_name_cannot_be_taken_is_an_error_of_ours(directo
     assert_finds(directory, 1)
 
 
-def test_a_damaged_checkpoint_with_none_before_it_is_never_taken_for_a_new_run(directory):
-    shutil.rmtree(directory / PREVIOUS)
-    (directory / CURRENT / VALUES).write_bytes(b"damaged")
-    with pytest.raises(TrainingError, match=rf"{CURRENT} is damaged: {VALUES} do.*restore one, or remove {directory}"):
-        find_checkpoint(directory)
-    assert (directory / CURRENT / VALUES).read_bytes() == b"damaged"
-
-
-def test_with_no_good_checkpoint_left_the_message_says_what_to_do(directory):
+def test_with_no_good_checkpoint_left_nothing_is_taken_for_a_new_run_and_the_message_says_what_to_do(directory):
     for name in (CURRENT, PREVIOUS):
         (directory / name / MANIFEST).unlink()
-    with pytest.raises(
-        TrainingError, match=rf"{CURRENT} cannot be read.*{PREVIOUS} cannot be read.*remove {directory}"
-    ):
+    told = rf"{CURRENT} cannot be read.*{PREVIOUS} cannot be read.*remove {directory}"
+    with pytest.raises(TrainingError, match=told):
         find_checkpoint(directory)
+    shutil.rmtree(directory / PREVIOUS)
+    with pytest.raises(TrainingError, match=rf"{CURRENT} cannot be read.*restore one, or remove {directory}"):
+        find_checkpoint(directory)
+    assert (directory / CURRENT / VALUES).exists()
 
 
 def test_after_a_damaged_checkpoint_the_good_one_is_never_the_only_one_overwritten(directory):
@@ -160,16 +136,14 @@ def test_after_a_damaged_checkpoint_the_good_one_is_never_the_only_one_overwritt
     assert_finds(directory, 1)
 
 
-def test_a_checkpoint_of_another_network_does_not_fit(directory):
+def test_a_checkpoint_of_another_network_does_not_fit(directory, monkeypatch):
     path, _ = find_checkpoint(directory)
     for network in ({"weight": torch.zeros(99)}, {"bias": torch.zeros(1)}):
         with pytest.raises(TrainingError, match=f"the checkpoint {path} does not fit this run: "):
             load_tensors(path, {"network": network}, Ranks())
 
-
-def test_an_error_of_no_words_is_named_by_its_kind(directory, monkeypatch):
     def fail(*arguments, **options):
-        raise EOFError
+        raise EOFError  # an error of no words is named by its kind
 
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(TrainingError, match="does not fit this run: EOFError"):
@@ -231,13 +205,10 @@ def test_what_a_killed_process_left_of_a_checkpoint_is_no_obstacle(directory):
     save(directory, 3)
     assert_finds(directory, 3)
     assert sorted(os.listdir(directory / CURRENT)) == FILES
-
-
-def test_a_name_that_is_taken_is_an_error_of_ours(directory):
     (directory / TEMPORARY).write_text("a file")
     with pytest.raises(TrainingError, match=f"cannot write {directory / TEMPORARY}: File exists"):
-        save(directory, 3)
-    assert_finds(directory, 2)
+        save(directory, 4)
+    assert_finds(directory, 3)
 
 
 def test_everything_is_on_the_disk_before_it_takes_the_name(directory, monkeypatch):
@@ -273,52 +244,45 @@ def test_everything_is_on_the_disk_before_it_takes_the_name(directory, monkeypat
 # --- death
 
 
-def killed(start_run, target, *arguments):
-    """Runs ``target``; whether it was killed."""
-    process = start_run(*arguments, target=target)
-    process.join()
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode != 0
+def killed_at_operations(start_run, directory, tmp_path, every, target, *arguments):
+    """Copies of ``directory`` in which ``target`` was killed before each (or each fifth) file operation; last, one that lived."""
+    for count in range(1, 100, every):
+        copy = shutil.copytree(directory, tmp_path / f"killed{count}" / "run")
+        process = start_run(copy, *arguments, count, target=target)
+        process.join()
+        yield copy
+        if process.exitcode == 0:
+            return
+        assert process.exitcode == -signal.SIGKILL
 
 
-def test_killed_before_any_file_operation_of_a_save_a_good_checkpoint_is_left(directory, start_run, tmp_path_factory):
-    found = []
-    for count in range(1, 100):
-        copy = tmp_path_factory.mktemp("killed") / "run"
-        shutil.copytree(directory, copy)
-        if not killed(start_run, save_killed_at_write, copy, 3, count):
-            break
-        path, messages = find_checkpoint(copy)
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 5])
+def test_killed_before_any_file_operation_of_a_save_a_good_checkpoint_is_left(directory, start_run, tmp_path, every):
+    *copies, whole = killed_at_operations(start_run, directory, tmp_path, every, save_killed_at_write, 3)
+    # mkdir; tensors; list of tensors and its rename; values and manifest, opened and renamed; four files and a directory
+    # removed; two renames.
+    assert len(copies) >= 14 // every
+    assert_finds(whole, 3)
+    for copy in copies:
+        path, messages = assert_finds(copy, 2)
         assert messages == []
-        found.append(read_values(path)["position"][1])
-        assert_finds(copy, found[-1])
         # The next process goes on from there.
         keep_good(path)
         save(copy, 4)
         assert_finds(copy, 4)
         assert sorted(os.listdir(copy)) == [CURRENT, PREVIOUS]
         shutil.rmtree(copy / CURRENT)
-        assert_finds(copy, found[-1])
-    # mkdir; tensors; list of tensors and its rename; values and manifest, opened and renamed; four files and a directory
-    # removed; two renames.
-    assert len(found) >= 14
-    assert set(found) == {2}
-    assert_finds(copy, 3)
+        assert_finds(copy, 2)
 
 
-def test_killed_before_any_file_operation_of_going_back_the_good_checkpoint_is_left(
-    directory, start_run, tmp_path_factory
-):
+def test_killed_before_any_file_operation_of_going_back_the_good_checkpoint_is_left(directory, start_run, tmp_path):
     (directory / CURRENT / VALUES).write_bytes(b"damaged")
-    for count in range(1, 100):
-        copy = tmp_path_factory.mktemp("killed") / "run"
-        shutil.copytree(directory, copy)
-        if not killed(start_run, keep_good_killed_at_write, copy, count):
-            break
+    *copies, whole = killed_at_operations(start_run, directory, tmp_path, 1, keep_good_killed_at_write)
+    assert len(copies) == 4 + 1 + 1  # four files and a directory removed, a rename
+    assert assert_finds(whole, 1) == (whole / CURRENT, [])
+    for copy in copies:
         assert_finds(copy, 1)
         assert (copy / PREVIOUS).exists()
-    assert count - 1 == 4 + 1 + 1  # four files and a directory removed, a rename
-    assert assert_finds(copy, 1) == (copy / CURRENT, [])
 
 
 def test_values_are_exact(tmp_path):

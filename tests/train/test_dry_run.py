@@ -62,13 +62,8 @@ def test_settings_are_shown_with_where_they_are_from():
         assert line in lines
     shown = [line.split()[0] for line in lines if line.startswith("--")]
     assert len(set(shown)) == len(shown)
+    assert set(shown) >= {"--" + name.replace("_", "-") for name in RECIPES["digits"].sources}
     assert not {"--dry-run", "--split", "--dataset"} & set(shown)
-
-
-@pytest.mark.usefixtures("quick")
-def test_every_setting_of_the_recipe_is_shown():
-    shown = {line.split()[0] for line in plan() if line.startswith("--")}
-    assert shown >= {"--" + name.replace("_", "-") for name in RECIPES["digits"].sources}
 
 
 @pytest.mark.usefixtures("quick")
@@ -83,38 +78,34 @@ def test_the_schedule_has_a_line_for_each_prediction_and_learning_rate():
         "2 2-3 repredict 14 96 + 32 0.05",
         "3 0-1 predict 12 128 0.01 to 4.3e-05, cosine",
     ]
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_reprediction_at_the_same_learning_rate_and_a_stage_without_prediction_have_lines_of_their_own():
-    lines = plan(
-        replace(
-            PLANNED,
-            stage2=replace(PLANNED.stage2, lrs=(0.12, 0.12)),
-            stage3=replace(PLANNED.stage3, hard_labels="pseudo"),
-        )
-    )
-    assert "2 0-1 predict 14 96 + 32 0.12" in lines
-    assert "2 2-3 repredict 14 96 + 32 0.12" in lines
-    assert "3 0-1 12 128 0.01 to 4.3e-05, cosine" in lines
-
-
-@pytest.mark.usefixtures("quick")
-def test_nothing_is_cut_in_a_narrow_terminal():
+    # A reprediction at the same learning rate, and a stage without prediction, have lines of their own.
+    two, three = replace(PLANNED.stage2, lrs=(0.12, 0.12)), replace(PLANNED.stage3, hard_labels="pseudo")
+    assert plan(replace(PLANNED, stage2=two, stage3=three))[start + 3 : start + 6] == [
+        "2 0-1 predict 14 96 + 32 0.12",
+        "2 2-3 repredict 14 96 + 32 0.12",
+        "3 0-1 12 128 0.01 to 4.3e-05, cosine",
+    ]
     file = io.StringIO()
     print_plan(replace(PLANNED, stage2=DIGITS.stage2), Ranks(), Console(file=file, width=60))
-    assert "…" not in file.getvalue()
+    assert "…" not in file.getvalue()  # nothing is cut in a narrow terminal
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("quick")
-def test_memory_of_network_and_bank():
+def test_memory_of_network_and_bank_and_the_time_of_steps_predictions_and_evaluations():
     lines = plan()
     # Convolutions 144, 4608 and 18 432, their batch norms 32, 64 and 128, the classifier 640 and 10; four bytes each.
     assert "Network: 24058 parameters, 96232 bytes; as much again for gradients, and for momentum." in lines
     assert "Bank: 1387 x 10 pseudo-logits, 55480 bytes on this rank." in lines
+    # Stage 1: 6 steps, 3 · 360 test images. Stage 2: 56 steps, 4 · 360, two predictions of 1387. Stage 3: 24, 2 · 360, one.
+    assert lines[-4:] == [
+        "Stage 1: 500 ms a step, about 14 s.",
+        "Stage 2: 500 ms a step, about 70 s.",
+        "Stage 3: 500 ms a step, about 33 s.",
+        "9 epochs, 86 steps, about 117 s in all.",
+    ]
     narrow = plan(replace(PLANNED, bank_dtype="bfloat16"))
     assert "Bank: 1387 x 10 pseudo-logits, 27740 bytes on this rank." in narrow
 
@@ -123,10 +114,6 @@ def test_memory_of_network_and_bank():
 KEPT = 4 * (64 + 2 * 16 * 64 + 16 * 16 + 2 * 32 * 16 + 32 * 4 + 2 * 64 * 4 + 64)
 # And the places of the maxima, int64.
 KEPT_PLACES = 8 * (16 * 16 + 32 * 4)
-
-
-def test_activations_are_what_the_small_network_keeps_of_an_image():
-    assert dry_run._activation_bytes(make_trainer()) == pytest.approx(KEPT + KEPT_PLACES, rel=0.01)
 
 
 @pytest.mark.usefixtures("quick")
@@ -141,11 +128,12 @@ def test_activations_are_shown_of_the_largest_batch_of_the_stages_that_run(stage
     assert line == f"Activations: about {size:.1f} MiB for the {images} images of a batch on each rank."
 
 
-def test_activations_in_groups_of_batch_norm_and_in_16_bits():
+def test_activations_are_what_the_network_keeps_of_an_image_also_in_groups_of_batch_norm_and_in_16_bits():
     plain, grouped, half = (
         dry_run._activation_bytes(make_trainer(replace(CONFIG, **changes)))
         for changes in ({}, {"bn_groups": 4}, {"precision": "bfloat16"})
     )
+    assert plain == pytest.approx(KEPT + KEPT_PLACES, rel=0.01)
     assert grouped == pytest.approx(plain, rel=0.02)
     assert KEPT / 2 + KEPT_PLACES <= half < 0.8 * plain
 
@@ -163,18 +151,7 @@ def test_parameters_and_their_copies_under_autocast_are_no_activations(precision
 # --- time -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick")
-def test_the_time_is_that_of_steps_predictions_and_evaluations():
-    # Stage 1: 6 steps, 3 · 360 test images. Stage 2: 56 steps, 4 · 360, two predictions of 1387. Stage 3: 24, 2 · 360, one.
-    assert plan()[-4:] == [
-        "Stage 1: 500 ms a step, about 14 s.",
-        "Stage 2: 500 ms a step, about 70 s.",
-        "Stage 3: 500 ms a step, about 33 s.",
-        "9 epochs, 86 steps, about 117 s in all.",
-    ]
-
-
-@pytest.mark.parametrize("stages", [(1,), (1, 2), (1, 2, 3)])
+@pytest.mark.parametrize("stages", [(1,), (1, 2, 3)])
 def test_a_plan_is_of_the_stages_that_run_with_times_that_were_measured(stages):
     lines = plan(replace(PLANNED, stages=stages))
     times = [line for line in lines if line.startswith("Stage ")]
@@ -184,67 +161,42 @@ def test_a_plan_is_of_the_stages_that_run_with_times_that_were_measured(stages):
     assert re.fullmatch(r"\d epochs, \d+ steps, about \d+ (s|min) in all\.", lines[-1])
 
 
-def test_a_step_is_the_median_of_a_few_after_a_slow_first(monkeypatch):
+def test_a_step_is_the_median_of_a_few_and_an_image_its_part_of_a_batch_both_after_a_slow_first(monkeypatch):
     trainer = make_trainer()
-    step, naps = trainer.step, iter([0.5, 0.04, 0.04, 0.3])
+    step, forward = trainer.step, trainer.model.forward
+    naps = iter([0.5, 0.04, 0.04, 0.3])
 
-    def slow(*arguments):
-        time.sleep(next(naps))
-        step(*arguments)
+    def slow(function):
+        return lambda *arguments: (time.sleep(next(naps)), function(*arguments))[1]
 
-    monkeypatch.setattr(trainer, "step", slow)
-    assert 0.04 < dry_run._seconds_per_step(trainer, trainer.schedule[2]) < 0.25
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "step", slow(step))
+        assert 0.04 < dry_run._seconds_per_step(trainer, trainer.schedule[2]) < 0.25
     assert next(naps, None) is None
-
-
-def test_an_image_takes_its_part_of_a_batch_after_a_slow_first(monkeypatch):
-    trainer = make_trainer()
-    forward, naps = trainer.model.forward, iter([0.5, 0.04])
-
-    def slow(images):
-        time.sleep(next(naps))
-        return forward(images)
-
-    monkeypatch.setattr(trainer.model, "forward", slow)
+    naps = iter([0.5, 0.04])
+    monkeypatch.setattr(trainer.model, "forward", slow(forward))
     assert 0.04 < 40 * dry_run._seconds_per_image(trainer) < 0.4
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0 s"),
-        (119.4, "119 s"),
-        (120.0, "2 min"),
-        (7140.0, "119 min"),
-        (7200.0, "2 h 0 min"),
-        (9000.0, "2 h 30 min"),
-    ],
-)
-def test_durations(seconds, text):
-    assert dry_run.duration(seconds) == text
+def test_durations():
+    seconds = (0.4, 119.4, 120.0, 7140.0, 7200.0, 9000.0)
+    assert [dry_run.duration(one) for one in seconds] == ["0 s", "119 s", "2 min", "119 min", "2 h 0 min", "2 h 30 min"]
 
 
 # --- nothing is left behind -----------------------------------------------------------------------------------------
 
 
-def test_nothing_is_written(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("quick")
+def test_nothing_is_written_and_the_bank_s_file_of_a_run_is_left_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan(replace(PLANNED, run_dir=tmp_path / "run", data_dir=tmp_path / "data", tensorboard=True, profile=True))
-    assert list(tmp_path.rglob("*")) == []
-
-
-def test_the_bank_s_file_of_a_run_is_left_as_it_is(tmp_path):
     path = tmp_path / "bank"
-    contents = torch.randn(1387 * 10).numpy().tobytes()
-    path.write_bytes(contents)
+    flags = {"run_dir": tmp_path / "run", "data_dir": tmp_path / "data", "tensorboard": True, "profile": True}
+    assert "--bank-storage" in " ".join(plan(replace(PLANNED, bank_storage=str(path), **flags)))
+    assert list(tmp_path.rglob("*")) == []
+    path.write_bytes(contents := torch.randn(1387 * 10).numpy().tobytes())
     plan(replace(PLANNED, bank_storage=str(path)))
     assert path.read_bytes() == contents
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_for_the_bank_is_not_left_behind(tmp_path):
-    assert "--bank-storage" in " ".join(plan(replace(PLANNED, bank_storage=str(tmp_path / "bank"))))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_run_has_no_plan():

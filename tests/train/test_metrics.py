@@ -30,12 +30,9 @@ def test_rows_are_added_to_those_of_the_epochs_done_and_other_lines_go(tmp_path)
     assert read(tmp_path) == ROWS
 
 
-def test_a_rank_that_writes_nothing_leaves_the_file_alone(tmp_path):
+def test_a_rank_that_writes_nothing_leaves_the_file_alone_and_a_full_disk_is_an_error_of_ours(tmp_path):
     Metrics(tmp_path, ROWS[:1], tensorboard=False, writes=False).append(ROWS[1])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_row_that_cannot_be_written_is_an_error_of_ours(tmp_path):
     metrics = Metrics(tmp_path, [], tensorboard=False, writes=True)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
@@ -43,17 +40,17 @@ def test_a_row_that_cannot_be_written_is_an_error_of_ours(tmp_path):
         metrics.append(ROWS[0])
 
 
-# --- TensorBoard
-
-
-def test_without_its_package_tensorboard_is_refused_before_anything_is_written(
-    tmp_path, train_here, capsys, monkeypatch
+@pytest.mark.parametrize(("flag", "package"), [("tensorboard", "tensorboard"), ("onnx", "onnxscript")])
+def test_without_its_package_a_flag_is_refused_before_anything_is_written(
+    flag, package, tmp_path, train_here, capsys, monkeypatch
 ):
-    monkeypatch.setattr("r2d2fast.train.run.find_spec", lambda name: None)
-    assert train_here("--tensorboard", "--run-dir", tmp_path / "run") == 2
-    error = capsys.readouterr().err
-    assert '--tensorboard: tensorboard is not installed; pip install "r2d2fast[tensorboard]"' in error
+    monkeypatch.setattr("r2d2fast.train.run.find_spec", lambda name: None if name == package else name)
+    assert train_here(f"--{flag}", "--run-dir", tmp_path / "run") == 2
+    assert f'--{flag}: {package} is not installed; pip install "r2d2fast[{flag}]"' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+# --- TensorBoard
 
 
 @pytest.mark.extra("tensorboard")
@@ -103,6 +100,7 @@ def steps_traced(path):
 
 def test_a_trace_of_a_few_steps_of_each_stage(tmp_path, train_here, finished):
     directory = tmp_path / "run"
+    assert list(finished.glob("trace*")) == []  # without the flag
     assert train_here("--profile", "--run-dir", directory) == 0
     # Stage 1 has four steps in all, stage 3 six, of two epochs; three go by first.
     for stage, steps in {1: 1, 2: TRACED, 3: 3}.items():
@@ -110,28 +108,20 @@ def test_a_trace_of_a_few_steps_of_each_stage(tmp_path, train_here, finished):
     assert_same_run(directory, finished)
 
 
-class Counted:
-    """In the place of PyTorch's profiler: between which steps it was on."""
-
-    def __init__(self, tracer, log):
-        self.tracer, self.log = tracer, log
-
-    def start(self):
-        self.log.append(("start", self.tracer.stage, self.tracer.steps))
-
-    def step(self):
-        self.log.append(("step", self.tracer.stage, self.tracer.steps))
-
-    def stop(self):
-        self.log.append(("stop", self.tracer.stage, self.tracer.steps))
+@pytest.fixture
+def traced(tmp_path, monkeypatch):
+    """A tracer, and when PyTorch's profiler is told what, as (what, stage, steps)."""
+    tracer, log = StepTracer(tmp_path), []
+    told = {
+        name: lambda name=name: log.append((name, tracer.stage, tracer.steps)) for name in ("start", "step", "stop")
+    }
+    monkeypatch.setattr("torch.profiler.profile", lambda **_: SimpleNamespace(**told))
+    return tracer, log
 
 
-def test_predictions_and_evaluations_are_no_steps(tmp_path, monkeypatch):
-    log = []
-    tracer = StepTracer(tmp_path)
-    monkeypatch.setattr("torch.profiler.profile", lambda **_: Counted(tracer, log))
-    epochs = [Epoch(2, number, 4, 0.1, None, number == 0, False) for number in range(3)]
-    for epoch in epochs:
+def test_predictions_and_evaluations_are_no_steps(traced):
+    tracer, log = traced
+    for epoch in [Epoch(2, number, 4, 0.1, None, number == 0, False) for number in range(3)]:
         for step in (0, 0, 0, 1, 2, 3, 4, 4, 4):
             tracer.reached(epoch, step)
     steps = [("step", 2, number) for number in range(SKIPPED, SKIPPED + TRACED + 1)]
@@ -140,10 +130,8 @@ def test_predictions_and_evaluations_are_no_steps(tmp_path, monkeypatch):
     assert len(log) == len(steps) + 2
 
 
-def test_a_stage_that_ends_or_a_run_that_stops_writes_what_there_is(tmp_path, monkeypatch):
-    log = []
-    tracer = StepTracer(tmp_path)
-    monkeypatch.setattr("torch.profiler.profile", lambda **_: Counted(tracer, log))
+def test_a_stage_that_ends_or_a_run_that_stops_writes_what_there_is(traced):
+    tracer, log = traced
     for stage in (1, 2):
         epoch = Epoch(stage, 0, 4, 0.1, None, False, True)
         for step in range(1, 5):
@@ -154,21 +142,10 @@ def test_a_stage_that_ends_or_a_run_that_stops_writes_what_there_is(tmp_path, mo
     assert log[7:] == [("stop", 2, 4)]
 
 
-def test_without_the_flag_there_is_no_trace(finished):
-    assert list(finished.glob("trace*")) == []
-
-
 # --- ONNX
 
 
-def test_without_its_packages_onnx_is_refused_before_anything_is_written(tmp_path, train_here, capsys, monkeypatch):
-    monkeypatch.setattr("r2d2fast.train.run.find_spec", lambda name: None if name == "onnxscript" else name)
-    assert train_here("--onnx", "--run-dir", tmp_path / "run") == 2
-    assert '--onnx: onnxscript is not installed; pip install "r2d2fast[onnx]"' in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("again", [[], ["--onnx"]])
+@pytest.mark.parametrize("again", [pytest.param([], marks=pytest.mark.slow), ["--onnx"]])
 def test_an_export_that_fails_costs_no_training(again, tmp_path, train_here, finished, capsys, monkeypatch):
     directory = tmp_path / "run"
     monkeypatch.setattr("r2d2fast.train.run.find_spec", lambda name: name)
@@ -193,6 +170,7 @@ def test_an_export_that_fails_costs_no_training(again, tmp_path, train_here, fin
         assert not (directory / "network.onnx").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.extra("onnx", "onnxscript")
 def test_onnx_is_written_at_the_end(tmp_path, train_here):
     import onnx

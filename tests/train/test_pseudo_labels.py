@@ -1,5 +1,4 @@
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ from same_run import state
 from small_data import CONFIG, trainer_after
 
 from r2d2fast.data import BatchSampler
+from r2d2fast.train.callback import Callback
 from r2d2fast.train.errors import TrainingError
 from r2d2fast.train.pseudo_labels import Moment, find_pseudo_labels, read_pseudo_labels, save_pseudo_labels
 
@@ -55,40 +55,26 @@ def test_what_was_learned_is_the_bank_at_the_end_of_stage_2(tmp_path, train_here
     found = everything(tmp_path / "run")
     assert list(found) == MOMENTS[:-1]
     assert_is_the_bank(found[Moment(2, 5, "learned")], tmp_path / "run", 8)
+    assert train_here("--stages", "1", "--run-dir", tmp_path / "other") == 0
+    assert find_pseudo_labels(tmp_path / "other") == {}
 
 
-def test_a_prediction_is_recorded_before_a_step_moves_it(finished):
-    classes, confidence = everything(finished)[MOMENTS[0]]
-    learned, _ = everything(finished)[Moment(2, 5, "learned")]
-    assert (classes != learned).any()
-    assert len(classes) == len(confidence)
+def test_a_prediction_is_recorded_before_a_step_moves_it():
     trainer = trainer_after(2)
     seen = []
-    trainer.callback = SimpleNamespace(
-        predicted=lambda trainer: seen.append((trainer.position.step, trainer.bank.pseudo_logits.clone())),
-        between_steps=lambda trainer: None,
-        epoch_ended=lambda trainer, epoch, metrics: None,
-    )
+
+    class Predicted(Callback):
+        def predicted(self, trainer):
+            seen.append((trainer.position.step, trainer.bank.pseudo_logits.clone()))
+
+    trainer.callback = Predicted()
     trainer.run_epoch()
     ((step, rows),) = seen
     assert step == 0
     assert not torch.equal(rows, trainer.bank.pseudo_logits)
 
 
-def test_confidence_of_every_sample_in_pieces(monkeypatch):
-    monkeypatch.setattr("r2d2fast.train.ownership._ROWS", 50)
-    trainer = trainer_after(0)
-    trainer.fit()
-    expected = torch.ones(120)
-    expected[trainer.unlabelled] = trainer.bank.probs(trainer.ownership.local[trainer.unlabelled]).amax(1)
-    assert torch.equal(trainer.ownership.confidence(trainer.bank), expected)
-
-
-def test_without_stage_2_there_is_nothing_to_record(tmp_path, train_here):
-    assert train_here("--stages", "1", "--run-dir", tmp_path / "run") == 0
-    assert find_pseudo_labels(tmp_path / "run") == {}
-
-
+@pytest.mark.slow
 def test_a_resumed_run_records_what_one_left_alone_does(start_run, finished, tmp_path):
     directory = tmp_path / "run"
     process = start_run("--run-dir", directory)
@@ -131,9 +117,6 @@ def test_other_files_are_left_alone_and_bad_ones_named(tmp_path):
     path.unlink()
     with pytest.raises(TrainingError, match="cannot be read"):
         read_pseudo_labels(path)
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "pseudo_labels").write_text("in the way")
+    (tmp_path / "file").write_text("in the way")
     with pytest.raises(TrainingError, match=r"cannot write .*pseudo_labels"):
-        save_pseudo_labels(trainer_after(2), tmp_path, Moment(2, 0, "predicted"))
+        save_pseudo_labels(trainer, tmp_path / "file", Moment(2, 0, "predicted"))

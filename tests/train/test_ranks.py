@@ -1,6 +1,6 @@
 """Two processes with gloo: the same training as one, and what happens when one of them dies."""
 
-import json
+import csv
 import os
 import re
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from same_run import metrics
 from tiny_run import TINY
 from two_ranks import BothRanksInOne, trained
 
@@ -61,13 +62,6 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def lines(directory: Path) -> list[dict]:
-    """Metrics without what depends on the clock."""
-    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    clock = ("seconds", "images_per_second", "outside_network")
-    return [{name: value for name, value in row.items() if name not in clock} for row in rows]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a tiny run on two ranks that nothing has interrupted."""
@@ -92,6 +86,7 @@ def test_two_ranks_train_as_one_does_on_the_same_global_batches(tmp_path: Path) 
             assert torch.equal(tensor, first[name]), name
 
 
+@pytest.mark.slow
 def test_a_lost_rank_stops_the_run_within_seconds_and_it_resumes(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     process = train_on_two("--run-dir", directory, "--checkpoint-minutes=0.0001")
@@ -104,7 +99,7 @@ def test_a_lost_rank_stops_the_run_within_seconds_and_it_resumes(finished: Path,
     assert "--resume goes on from the last checkpoint" in output
     assert not (directory / "results.json").exists()
     finish(train_on_two("--run-dir", directory, "--resume"))
-    assert lines(directory) == lines(finished)
+    assert metrics(directory) == metrics(finished)
 
 
 @pytest.mark.slow
@@ -113,26 +108,28 @@ def test_sigterm_to_torchrun_saves_and_stops_all_ranks(finished: Path, tmp_path:
     process = train_on_two("--run-dir", directory)
     # The file is there before rank 1 hears signals; with the first epoch in it both ranks have trained.
     wait_for(directory / "metrics.jsonl", process)
-    while not lines(directory):
+    while not metrics(directory):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     process.terminate()
     process.communicate(timeout=120)
     assert (directory / "checkpoint").exists()
     finish(train_on_two("--run-dir", directory, "--resume"))
-    assert lines(directory) == lines(finished)
+    assert metrics(directory) == metrics(finished)
 
 
-@pytest.mark.parametrize("saved_on", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("saved_on", [1, 2])
 def test_a_run_goes_on_with_another_number_of_ranks(saved_on: int, finished: Path, tmp_path: Path, start_run) -> None:
     directory = tmp_path / "run"
     if saved_on == 2:
         shutil.copytree(finished, directory)
     else:
         start_run("--run-dir", directory).join()
-    before = lines(directory)
+    before = metrics(directory)
     # As if the run had been stopped in the last epoch.
-    for name in ("results.json", "network.safetensors"):
+    labels = rows_of_labels(directory)
+    for name in ("results.json", "network.safetensors", "labels.csv"):
         (directory / name).unlink()
     shutil.rmtree(directory / "checkpoint")
     (directory / "checkpoint.previous").rename(directory / "checkpoint")
@@ -142,20 +139,29 @@ def test_a_run_goes_on_with_another_number_of_ranks(saved_on: int, finished: Pat
         assert process.exitcode == 0
     else:
         assert "resumed after" in finish(train_on_two("--run-dir", directory, "--resume"))
-    after = lines(directory)
+    after = metrics(directory)
     assert len(after) == len(before)
     assert after[:-2] == before[:-2]
     assert abs(after[-1]["test_error"] - before[-1]["test_error"]) < 10
+    # Written by two ranks, of which each has predicted a part, and by one.
+    again = rows_of_labels(directory)
+    assert [(name, origin) for name, _, _, origin in again] == [(name, origin) for name, _, _, origin in labels]
+    assert sum(one[1] != other[1] for one, other in zip(labels, again, strict=True)) < len(labels) / 5
+    assert {name: label for name, label, _, origin in again if origin == "given"} == {
+        name: label for name, label, _, origin in labels if origin == "given"
+    }
 
 
-def test_under_torchrun_a_rank_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def rows_of_labels(directory: Path) -> list[list[str]]:
+    with (directory / "labels.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_under_torchrun_a_rank_takes_its_own_device_of_which_there_must_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match="--device cuda:0: under torchrun each process takes its own"):
         resolve_device("cuda:0")
-
-
-def test_more_processes_than_gpus_are_refused_by_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     for rank in ("0", "7"):
@@ -164,6 +170,7 @@ def test_more_processes_than_gpus_are_refused_by_each_of_them(monkeypatch: pytes
             resolve_device("cuda")
 
 
+@pytest.mark.slow
 def test_an_error_of_any_rank_is_said_once(tmp_path: Path) -> None:
     bank = tmp_path / "bank"
     Path(f"{bank}.1-of-2").write_bytes(b"somebody's file")

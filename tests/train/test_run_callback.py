@@ -1,5 +1,7 @@
 """What a run does between steps: SIGTERM, and checkpoints when they are due."""
 
+import errno
+import shutil
 import signal
 from itertools import pairwise
 from types import SimpleNamespace
@@ -9,7 +11,8 @@ from rich.console import Console
 from small_data import CONFIG
 
 from r2d2fast.train import checkpoint
-from r2d2fast.train.errors import PreemptedError
+from r2d2fast.train.errors import PreemptedError, TrainingError
+from r2d2fast.train.files import writing
 from r2d2fast.train.run_callback import STEPS_BETWEEN_AGREEMENTS, RunCallback, Terminated
 from r2d2fast.train.schedule import make_schedule
 
@@ -77,19 +80,18 @@ def test_ranks_ask_each_other_now_and_then_and_all_save_and_stop_where_one_has_t
 
 
 @pytest.fixture
-def before_each(monkeypatch):
-    """Calls a function before whatever a run does between two steps."""
+def clock(monkeypatch):
+    """A clock that stands still but for a minute before whatever a run does between two steps."""
+    clock = SimpleNamespace(now=1e6, moments=0)
+    between_steps = RunCallback.between_steps
 
-    def install(function):
-        between_steps = RunCallback.between_steps
+    def a_minute_later(callback, trainer):
+        clock.now, clock.moments = clock.now + 60, clock.moments + 1
+        between_steps(callback, trainer)
 
-        def patched(callback, trainer):
-            function()
-            between_steps(callback, trainer)
-
-        monkeypatch.setattr(RunCallback, "between_steps", patched)
-
-    return install
+    monkeypatch.setattr(RunCallback, "between_steps", a_minute_later)
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
 
 
 @pytest.fixture
@@ -105,17 +107,7 @@ def saved(monkeypatch):
     return positions
 
 
-def test_checkpoints_within_epochs_are_those_asked_for_in_minutes(
-    saved, before_each, train_here, tmp_path, monkeypatch
-):
-    now = 1e6
-
-    def a_minute_later():
-        nonlocal now
-        now += 60
-
-    before_each(a_minute_later)
-    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
+def test_checkpoints_within_epochs_are_those_asked_for_in_minutes(saved, clock, train_here, tmp_path):
     assert train_here("--run-dir", tmp_path / "run", "--stages", "1,2", "--checkpoint-minutes", "3.5") == 0
     # Epochs of stage 1 have a moment after the step and one after the evaluation: two minutes, and a checkpoint at the end of
     # each. Those of stage 2 have four for steps and one for the evaluation; 4, 6 and 8 three more before for a prediction.
@@ -129,21 +121,14 @@ def test_checkpoints_within_epochs_are_those_asked_for_in_minutes(
     ]
 
 
-def test_the_time_that_a_checkpoint_takes_does_not_count(before_each, train_here, tmp_path, monkeypatch):
-    now, moments, within = 1e6, 0, []
-
-    def a_minute_later():
-        nonlocal now, moments
-        now, moments = now + 60, moments + 1
+def test_the_time_that_a_checkpoint_takes_does_not_count(clock, train_here, tmp_path, monkeypatch):
+    within = []
 
     def ten_minutes(directory, tensors, values, ranks):
-        nonlocal now
-        now += 600
+        clock.now += 600
         if values["position"][1]:
-            within.append(moments)
+            within.append(clock.moments)
 
-    before_each(a_minute_later)
-    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(checkpoint, "save_checkpoint", ten_minutes)
     assert train_here("--run-dir", tmp_path / "run", "--stages", "1,2", "--checkpoint-minutes", "3.5") == 0
     assert len(within) >= 5
@@ -168,3 +153,30 @@ def test_a_diverged_network_never_takes_the_place_of_a_good_one(saved, train_her
     # Not after the four steps of the epoch: one of them made the network's numbers meaningless.
     assert (4, 0) in saved
     assert (4, 4) not in saved
+
+
+def test_a_run_that_diverges_at_once_names_no_checkpoint_as_there_is_none(train_here, tmp_path, capsys):
+    directory = tmp_path / "run"
+    assert train_here("--run-dir", directory, "--stage1.lr", "1e9") == 1
+    error = capsys.readouterr().err
+    assert error.rstrip().endswith("There is no checkpoint yet.")
+    assert not (directory / "checkpoint").exists()
+
+
+def test_a_directory_that_is_removed_under_a_run_leaves_no_good_checkpoints(train_here, tmp_path, capsys, monkeypatch):
+    directory = tmp_path / "run"
+    monkeypatch.setattr("r2d2fast.train.trainer.Trainer.fit", lambda trainer: shutil.rmtree(directory))
+    assert train_here("--run-dir", directory) == 1
+    error = capsys.readouterr().err
+    assert f"cannot write {directory / 'labels.csv'}: No such file or directory" in error
+    assert "There is no checkpoint to go on from: --resume begins anew." in error
+    assert "are good" not in error
+
+
+def test_checkpoints_that_are_there_are_named(tmp_path):
+    for name in ("checkpoint", "checkpoint.previous"):
+        (tmp_path / name / name).mkdir(parents=True)
+        for path in (tmp_path / name / "metrics.jsonl", tmp_path / name / "checkpoint.tmp" / "values.json"):
+            with pytest.raises(TrainingError) as raised, writing(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            assert f"Checkpoints written before, in {tmp_path / name}, are good" in str(raised.value)

@@ -58,13 +58,16 @@ def test_each_run_is_the_one_of_its_own_seed_and_split(two_runs, finished, start
 
 
 def test_the_table_of_finished_runs_needs_no_training(two_runs, train_here, capsys, monkeypatch):
-    before = {path: path.stat().st_mtime_ns for path in two_runs.rglob("*")}
+    before = content(two_runs)
     monkeypatch.setattr("r2d2fast.train.trainer.Trainer.run_epoch", lambda *_: pytest.fail("trained"))
     assert train_here("--runs", 2, "--resume", "--run-dir", two_runs) == 0
     output = capsys.readouterr().out
     assert output.count("holds a finished run; nothing to do") == 2
     assert_table(output, two_runs, [(0, 0), (1, 1)])
-    assert {path: path.stat().st_mtime_ns for path in two_runs.rglob("*")} == before
+    assert train_here("--eval-only", "--runs", 2, "--run-dir", two_runs) == 0
+    runs = [two_runs / "run0", two_runs / "run1"]
+    assert capsys.readouterr().out.splitlines() == [f"{printed(results(run)['test_error'])}{run}" for run in runs]
+    assert content(two_runs) == before
 
 
 def test_only_what_is_missing_is_run(two_runs, train_here, tmp_path, capsys):
@@ -110,12 +113,8 @@ def test_seeds_and_splits_count_from_those_given_and_directories_are_named_by_th
     assert [row[:2] for row in cells(capsys.readouterr().out)] == [["4", "7"], ["5", "8"], ["mean ± std", ""]]
     split = tmp_path / "runs" / "digits-labels50-split7-seed4" / "labelled.txt"
     assert train_here("--stages", 1, "--split-file", split) == 0
+    assert "mean" not in capsys.readouterr().out  # one run has no table
     assert (tmp_path / "runs" / "digits-labelled-seed0").is_dir()
-
-
-def test_one_run_has_no_table(train_here, tmp_path, capsys):
-    assert train_here("--stages", 1, "--run-dir", tmp_path / "run") == 0
-    assert "mean" not in capsys.readouterr().out
 
 
 # --- --eval-only
@@ -133,11 +132,14 @@ def printed(error):
 
 def test_eval_only_prints_the_error_of_the_last_checkpoint_and_changes_nothing(finished, train_here, capsys, tmp_path):
     before = content(finished)
-    assert train_here("--eval-only", "--run-dir", finished, "--bank-storage", tmp_path / "bank") == 0
+    bank = tmp_path / "bank"  # of a run that goes on
+    bank.write_bytes(b"\x11" * 1387 * 10 * 4)
+    assert train_here("--eval-only", "--run-dir", finished, "--bank-storage", bank) == 0
     output = capsys.readouterr().out
     assert output.splitlines() == [f"{printed(results(finished)['test_error'])}{finished}"]
     assert content(finished) == before
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["bank"]
+    assert bank.read_bytes() == b"\x11" * 1387 * 10 * 4
 
 
 def test_eval_only_of_a_run_in_the_middle_goes_back_over_a_damaged_checkpoint(finished, train_here, tmp_path, capsys):
@@ -150,21 +152,6 @@ def test_eval_only_of_a_run_in_the_middle_goes_back_over_a_damaged_checkpoint(fi
     assert "is damaged: values.json" in output
     assert f"{printed(metrics(directory)[-2]['test_error'])}{directory}" in output
     assert content(directory) == before
-
-
-def test_eval_only_of_several_runs(two_runs, train_here, capsys):
-    before = content(two_runs)
-    assert train_here("--eval-only", "--runs", 2, "--run-dir", two_runs) == 0
-    runs = [two_runs / "run0", two_runs / "run1"]
-    assert capsys.readouterr().out.splitlines() == [f"{printed(results(run)['test_error'])}{run}" for run in runs]
-    assert content(two_runs) == before
-
-
-def test_eval_only_leaves_the_bank_of_a_run_that_goes_on_alone(finished, train_here, tmp_path):
-    bank = tmp_path / "bank"
-    bank.write_bytes(b"\x11" * 1387 * 10 * 4)
-    assert train_here("--eval-only", "--run-dir", finished, "--bank-storage", bank) == 0
-    assert bank.read_bytes() == b"\x11" * 1387 * 10 * 4
 
 
 def test_eval_only_without_a_checkpoint_says_so(train_here, tmp_path, capsys):
@@ -247,8 +234,14 @@ def test_settings_that_cannot_be_are_named_with_their_file(name, value, said, fi
     assert f"{path}: {said}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["--eval-only", "--resume"])
-def test_a_data_set_of_other_classes_is_refused(command, finished, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("--eval-only", "number 8 is '8' there and '9' here; name a data set with the same classes"),
+        ("--resume", "the labelled samples are not those of"),
+    ],
+)
+def test_a_data_set_of_other_classes_is_refused(command, said, finished, tmp_path, capsys, monkeypatch):
     directory = shutil.copytree(finished, tmp_path / "run")
     (directory / "results.json").unlink()
     original = small_images._digits
@@ -258,4 +251,4 @@ def test_a_data_set_of_other_classes_is_refused(command, finished, tmp_path, cap
         lambda *of: replace(original(*of), class_names=list("0123456798")),
     )
     assert cli.main([command, f"--run-dir={directory}"]) == 2
-    assert "number 8 is '8' there and '9' here" in capsys.readouterr().err
+    assert said in capsys.readouterr().err

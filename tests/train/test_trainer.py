@@ -48,11 +48,6 @@ class Recording:
         return self.images.batches(order, augmentation, seed)
 
 
-def recording_trainer(config=CONFIG):
-    data = dataset()
-    return make_trainer(config, replace(data, train=Recording(data.train), test=Recording(data.test)))
-
-
 def recorded(monkeypatch, record):
     """Calls ``record`` before every optimizer step that follows; its values."""
     values = []
@@ -69,39 +64,35 @@ def recorded(monkeypatch, record):
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_step_takes_its_learning_rate_from_the_schedule(monkeypatch):
+def test_every_step_has_its_learning_rate_from_the_schedule_is_made_in_training_mode_and_momentum_starts_with_a_stage(
+    monkeypatch,
+):
     trainer = make_trainer()
-    lrs = recorded(monkeypatch, lambda: trainer.optimizer.param_groups[0]["lr"])
+
+    def state():
+        moving = any(state["momentum_buffer"].count_nonzero() for state in trainer.optimizer.state.values())
+        return trainer.optimizer.param_groups[0]["lr"], (trainer.model.training, trainer.d2_loss.training), moving
+
+    steps = recorded(monkeypatch, state)
     trainer.fit()
+    lrs, training, moving = zip(*steps, strict=True)
     assert len(lrs) == STEPS
     assert lrs[:4] == pytest.approx([0.05, 0.05 * 0.8535533905932737, 0.025, 0.05 * 0.1464466094067262])
-    assert lrs[4:20] == [0.1] * 8 + [0.02] * 8
+    assert lrs[4:20] == (0.1,) * 8 + (0.02,) * 8
     assert lrs[20:] == pytest.approx(
         [0.01, 0.01 * 0.9330127018922193, 0.0075, 0.005, 0.0025, 0.01 * 0.0669872981077807]
     )
     assert [row["lr"] for row in trainer.history] == pytest.approx([0.05, 0.025, 0.1, 0.1, 0.02, 0.02, 0.01, 0.005])
+    assert set(training) == {(True, True)}  # also after predictions and evaluations
+    assert [n for n, has_momentum in enumerate(moving) if not has_momentum] == [0, 4, 20]
 
 
-def test_momentum_is_kept_through_stage_2_and_starts_anew_with_each_stage(monkeypatch):
-    trainer = make_trainer()
-
-    def moving():
-        return any(state["momentum_buffer"].count_nonzero() for state in trainer.optimizer.state.values())
-
-    steps_with_momentum = recorded(monkeypatch, moving)
-    trainer.fit()
-    assert [n for n, has_momentum in enumerate(steps_with_momentum) if not has_momentum] == [0, 4, 20]
-
-
-def test_every_step_is_made_in_training_mode_also_after_predictions_and_evaluations(monkeypatch):
-    trainer = make_trainer()
-    training = recorded(monkeypatch, lambda: (trainer.model.training, trainer.d2_loss.training))
-    trainer.fit()
-    assert training == [(True, True)] * STEPS
-
-
-def test_the_optimizer_is_nesterov_with_the_weight_decay_on_all_parameters():
-    trainer = make_trainer(replace(CONFIG, momentum=0.8, weight_decay=0.003))
+def test_the_settings_of_loss_and_optimizer_are_those_of_the_configuration():
+    loss = {"alpha": 0.2, "beta": 0.05, "label_lr": 30.0, "class_loss": "mse"}
+    trainer = make_trainer(replace(CONFIG, **loss, label_scale=7.0, momentum=0.8, weight_decay=0.003))
+    assert {name: getattr(trainer.d2_loss, name) for name in loss} == loss
+    labelled = trainer.bank.logits(trainer.ownership.local[trainer.labelled])
+    assert torch.equal(labelled, 7.0 * F.one_hot(trainer.labels[trainer.labelled], 4))
     (group,) = trainer.optimizer.param_groups
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, True, 0.003)
     assert len(group["params"]) == len(list(trainer.model.parameters()))
@@ -172,27 +163,22 @@ def test_a_step_of_stage_2_is_the_definitions_with_the_whole_batch_as_normaliser
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def test_cutout_is_on_in_stages_1_and_3_and_off_in_stage_2_and_evaluations_see_images_as_they_are():
+def test_augmentation_of_each_stage_and_no_two_images_by_the_same_random_numbers_and_none_in_evaluations():
     config = replace(CONFIG, cutout=3, translate=2, flip=True, border="reflect")
-    trainer = recording_trainer(config)
+    data = dataset()
+    trainer = make_trainer(config, replace(data, train=Recording(data.train), test=Recording(data.test)))
     trainer.fit()
-    training = [one for _, one in trainer.data.train.calls if one is not None]
-    assert [one.cutout for one in training] == [3, 3, 0, 0, 0, 0, 3, 3]
-    assert {(one.translate, one.flip, one.border) for one in training} == {(2, True, "reflect")}
+    calls = [(order, one) for order, one in trainer.data.train.calls if one is not None]
+    assert [one.cutout for _, one in calls] == [3, 3, 0, 0, 0, 0, 3, 3]
+    assert {(one.translate, one.flip, one.border) for _, one in calls} == {(2, True, "reflect")}
     assert [n for n, (_, one) in enumerate(trainer.data.train.calls) if one is None] == [2, 5, 8]  # the predictions
     assert [one for _, one in trainer.data.test.calls] == [None] * EPOCHS
-
-
-def test_no_two_images_of_a_run_are_augmented_by_the_same_random_numbers():
-    trainer = recording_trainer()
-    trainer.fit()
-    orders = [order for order, augmentation in trainer.data.train.calls if augmentation is not None]
-    keys = torch.cat([batch.keys for order in orders for batch in order])
+    keys = torch.cat([batch.keys for order, _ in calls for batch in order])
     assert len(keys) == 2 * 8 + 4 * 4 * 29 + 2 * 120
     assert len(keys.unique()) == len(keys)
 
 
-def test_stage_1_sees_only_labelled_samples_and_their_true_labels():
+def test_stage_1_sees_only_labelled_samples_and_their_true_labels_and_never_the_bank(monkeypatch):
     trainer = make_trainer()
 
     def poisoned(train):
@@ -200,18 +186,14 @@ def test_stage_1_sees_only_labelled_samples_and_their_true_labels():
         return train
 
     blind = make_trainer(data=dataset(changed=poisoned))
-    for _ in range(2):
-        trainer.run_epoch()
-        blind.run_epoch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Ownership, "hard_labels", lambda *_: pytest.fail("a bank larger than memory was read"))
+        for _ in range(2):
+            trainer.run_epoch()
+            blind.run_epoch()
     assert history_without_times(trainer) == history_without_times(blind)
     # The network would have noticed: in stage 2 it does.
     assert trainer.run_epoch()["train_loss"] != blind.run_epoch()["train_loss"]
-
-
-def test_stage_1_does_not_read_the_bank(monkeypatch):
-    trainer = make_trainer()
-    monkeypatch.setattr(trainer.ownership, "hard_labels", lambda: pytest.fail("a bank larger than memory was read"))
-    trainer.run_epoch()
 
 
 def test_stage_3_trains_on_the_hard_labels_of_all_samples(monkeypatch):
@@ -266,22 +248,10 @@ def test_the_bank_is_learned_in_stage_2_and_only_read_in_the_others():
     changed = [not torch.equal(a, b) for a, b in itertools.pairwise(states)]
     # From stage 1's second epoch on; the last one is stage 3's second: its first predicts.
     assert changed == [False, True, True, True, True, True, False]
-
-
-def test_pseudo_labels_as_hard_labels_are_not_predicted_anew():
-    trainer = trainer_after(6, replace(CONFIG, stage3=replace(CONFIG.stage3, hard_labels="pseudo")))
-    learned = pseudo_logits(trainer).clone()
-    trainer.fit()
-    assert torch.equal(pseudo_logits(trainer), learned)
-
-
-def test_the_settings_of_the_loss_are_those_of_the_configuration():
-    config = replace(CONFIG, alpha=0.2, beta=0.05, label_lr=30.0, class_loss="mse", label_scale=7.0)
-    trainer = make_trainer(config)
-    loss = trainer.d2_loss
-    assert (loss.alpha, loss.beta, loss.label_lr, loss.class_loss) == (0.2, 0.05, 30.0, "mse")
-    labelled = trainer.bank.logits(trainer.ownership.local[trainer.labelled])
-    assert torch.equal(labelled, 7.0 * F.one_hot(trainer.labels[trainer.labelled], 4))
+    kept = trainer_after(6, replace(CONFIG, stage3=replace(CONFIG.stage3, hard_labels="pseudo")))
+    learned = pseudo_logits(kept).clone()
+    kept.fit()
+    assert torch.equal(pseudo_logits(kept), learned)  # and not predicted anew
 
 
 def test_a_bank_of_16_bits_rounds_stochastically_and_learns_much_the_same():
@@ -294,18 +264,15 @@ def test_a_bank_of_16_bits_rounds_stochastically_and_learns_much_the_same():
     assert_same_run(narrow, again)
 
 
-def test_a_bank_in_a_file_learns_the_same(tmp_path):
+@pytest.mark.parametrize("before", [None, math.nan])
+def test_a_bank_in_a_file_learns_the_same_whatever_the_file_held_before(tmp_path, before):
     path = tmp_path / "bank"
+    if before is not None:
+        torch.full((112 * 4,), before).numpy().tofile(path)
     in_file, in_memory = (trainer_after(EPOCHS, replace(CONFIG, bank_storage=str(s))) for s in (path, "device"))
     assert_same_run(in_file, in_memory)
     rows = torch.from_file(str(path), size=112 * 4).view(112, 4)
     assert torch.equal(rows, in_memory.bank.pseudo_logits)
-
-
-def test_what_a_file_held_before_makes_no_difference(tmp_path):
-    path = tmp_path / "bank"
-    torch.full((112 * 4,), math.nan).numpy().tofile(path)
-    assert_same_run(trainer_after(EPOCHS, replace(CONFIG, bank_storage=str(path))), trainer_after(EPOCHS))
 
 
 def test_a_partition_that_is_not_the_first_is_taken_over_where_a_measurement_begins():
@@ -376,28 +343,18 @@ def test_a_loss_that_is_not_finite_names_stage_epoch_and_step(interval):
     assert trainer.position == (3, 3 if interval == 1 else 4)
 
 
-def test_predicted_logits_that_are_not_finite_leave_the_bank_alone():
+@pytest.mark.parametrize("here", [True, False])
+def test_all_ranks_stop_where_one_predicts_what_is_not_finite_and_leave_the_bank_alone(here, monkeypatch):
     trainer = trainer_after(4)
     before = trainer.bank.pseudo_logits.clone()
-    with torch.no_grad():
-        trainer.model[-1].bias[0] = float("inf")
+    if here:
+        with torch.no_grad():
+            trainer.model[-1].bias[0] = float("inf")
+    else:
+        monkeypatch.setattr(Ranks, "any", lambda self, flag: True)
     with pytest.raises(DivergenceError, match="predicted logits are not finite after 4 epochs"):
         trainer.run_epoch()
-    assert torch.equal(trainer.bank.pseudo_logits, before)
-
-
-def test_all_ranks_stop_where_one_predicts_what_is_not_finite():
-    class BesideOne(Ranks):
-        """A rank whose own predictions are finite, beside one whose are not."""
-
-        def any(self, flag):
-            assert not flag
-            return True
-
-    trainer = make_trainer(ranks=BesideOne())
-    trainer.go_to(2)
-    with pytest.raises(DivergenceError, match="predicted logits are not finite after 2 epochs"):
-        trainer.predict()
+    assert not here or torch.equal(trainer.bank.pseudo_logits, before)
 
 
 def test_stage_1_by_itself_has_no_pseudo_labels(tmp_path):

@@ -11,15 +11,7 @@ from torch import nn
 
 from r2d2fast.models import make_model
 from r2d2fast.train import evaluation
-from tests.train.small_data import (
-    CONFIG,
-    EPOCHS,
-    STEPS,
-    Calling,
-    assert_same_run,
-    make_trainer,
-    trainer_after,
-)
+from tests.train.small_data import CONFIG, EPOCHS, STEPS, Calling, assert_same_run, make_trainer, trainer_after
 
 
 @pytest.fixture
@@ -34,7 +26,7 @@ def dropout(monkeypatch):
 
 
 @pytest.mark.usefixtures("dropout")
-def test_training_depends_on_no_random_state_but_its_own():
+def test_training_depends_on_its_seed_and_on_no_random_state_but_its_own():
     first = trainer_after(EPOCHS)
     torch.manual_seed(777)
     second = make_trainer()
@@ -42,13 +34,8 @@ def test_training_depends_on_no_random_state_but_its_own():
     second.callback = Calling(lambda: torch.rand(3))  # others draw between the steps
     second.fit()
     assert_same_run(first, second)
-
-
-@pytest.mark.usefixtures("dropout")
-def test_another_seed_is_another_run():
-    first, second = (trainer_after(3, replace(CONFIG, seed=seed)) for seed in (0, 1))
-    for before, after in zip(first.history, second.history, strict=True):
-        assert before["train_loss"] != after["train_loss"]
+    other = trainer_after(3, replace(CONFIG, seed=1))
+    assert all(row["train_loss"] != one["train_loss"] for row, one in zip(first.history, other.history, strict=False))
 
 
 class Stopped(Exception):
@@ -112,7 +99,7 @@ OVERFLOWING = 2.0**26
     ("kind", "every"),
     [
         *(pytest.param(kind, 1 if kind == "float32" else 5, marks=pytest.mark.slow) for kind in KINDS),
-        *(("float32", 5), *((kind, 17) for kind in list(KINDS)[1:])),
+        *(("float32", 13), *((kind, 37) for kind in list(KINDS)[1:])),
     ],
 )
 def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(kind, every, monkeypatch):
@@ -121,7 +108,9 @@ def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(kind, every, monke
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=OVERFLOWING))
     config = replace(CONFIG, **KINDS[kind])
     whole = trainer_after(EPOCHS, config)
+    # A scale that overflows at first comes down, and the network learns.
     assert kind != "float16" or 1 < whole.precision.scaler.get_scale() < OVERFLOWING
+    assert kind != "float16" or whole.history[-1]["test_error"] < whole.history[0]["test_error"]
     places = []
     for moment in itertools.count(0, every):
         stopped = stopped_at(moment, config)
@@ -149,20 +138,15 @@ def test_saving_changes_nothing():
     assert_same_run(often, whole)
 
 
-def test_seconds_of_an_epoch_include_those_before_it_was_stopped():
+def test_seconds_of_an_epoch_include_those_before_it_was_stopped_and_images_per_second_do_not():
     (values, tensors), _ = stopped_at(3, CONFIG)
     earlier = json.loads(values) | {"seconds": 1000.0}
     row = loaded(CONFIG, (json.dumps(earlier), tensors)).run_epoch()
     assert 1000 < row["seconds"] < 1010
-    assert row["images_per_second"] > 1  # of this process alone
-
-
-def test_an_epoch_that_was_trained_before_has_no_images_per_second():
-    for moment in itertools.count():
-        state, (epochs, step) = stopped_at(moment, CONFIG)
-        if step == make_trainer().schedule[epochs].steps:
-            break
+    assert row["images_per_second"] > 1
+    state, (_, step) = stopped_at(1, CONFIG)  # with all steps of the first epoch done
     row = loaded(CONFIG, state).run_epoch()
+    assert step == 2
     assert row["images_per_second"] is None
     assert row["train_loss"] > 0
 

@@ -10,7 +10,7 @@ the border, and PyTorch goes without.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from r2d2fast.data.errors import DataError
 from r2d2fast.data.order import Batch
 from r2d2fast.data.photographs.crop import Crop
 from r2d2fast.data.photographs.decode import BadImageError, jpeg_header
-from r2d2fast.data.photographs.load import Load
 from r2d2fast.data.photographs.workers import load_batches
+
+if TYPE_CHECKING:
+    from r2d2fast.data.photographs.images import Load
 
 # The end of a JPEG file, after which some cameras and servers write a few bytes more.
 _END_MARKER = b"\xff\xd9"
@@ -55,7 +57,7 @@ class _Read:
     A file that is no ordinary JPEG, or is cut off, is decoded here, which DALI may not do the same way, or not notice.
     """
 
-    load: Load
+    load: "Load"
 
     def __call__(self, batch: Batch) -> _Encoded:
         load = self.load
@@ -165,7 +167,7 @@ class _Pipeline:
 class _Decoder:
     """Decodes batches, each in the background while the one before is used."""
 
-    def __init__(self, load: Load, largest: int, device: torch.device) -> None:
+    def __init__(self, load: "Load", largest: int, device: torch.device) -> None:
         self._load = load
         self._new_pipeline = partial(_Pipeline, largest, device, max(1, load.options.workers))
         self._device = device
@@ -223,7 +225,9 @@ def require_dali() -> None:
         ) from error
 
 
-def dali_batches(load: Load, order: Sequence[Batch], device: torch.device) -> Iterator[tuple[Tensor, list[Exception]]]:
+def dali_batches(
+    load: "Load", order: Sequence[Batch], device: torch.device
+) -> Iterator[tuple[Tensor, list[Exception]]]:
     """Each batch of ``order``: its images, uint8 ``[B, 3, size, size]``, channels last, on ``device``, and what went wrong.
 
     A file that DALI cannot decode ends its pipeline. Its batch is then decoded by the CPU, which knows what is wrong with which

@@ -1,18 +1,67 @@
 """Photographs of their own sizes, decoded while training goes on."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from r2d2fast.data.dataset import Augmentation
-from r2d2fast.data.order import Batch
+from r2d2fast.data.order import Batch, keys_of
+from r2d2fast.data.photographs.crop import RANDOM_NUMBERS, Crop, centre_crop, random_crop
 from r2d2fast.data.photographs.dali import dali_batches, require_dali
-from r2d2fast.data.photographs.decode import BadImageError
-from r2d2fast.data.photographs.load import MEAN, STD, Load, PhotographOptions
+from r2d2fast.data.photographs.decode import BadImageError, decode
+from r2d2fast.data.photographs.options import MEAN, STD, PhotographOptions
 from r2d2fast.data.photographs.tree import Files
 from r2d2fast.data.photographs.workers import load_batches
 from r2d2fast.data.preprocessing import Preprocessing
+from r2d2fast.data.random_numbers import uniform
+
+
+@dataclass(frozen=True)
+class Load:
+    """What loader processes do: the images of a batch as bytes."""
+
+    files: Files
+    options: PhotographOptions
+    augmentation: Augmentation | None
+    seed: int
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, list[Exception]]:
+        """Images, uint8 ``[B, 3, size, size]``, channels last, and what went wrong; exceptions of a worker lose their form."""
+        images = self.empty(len(batch.samples))
+        failures: list[Exception] = []
+        for place, (sample, numbers) in enumerate(zip(batch.samples.tolist(), self.numbers(batch), strict=True)):
+            try:
+                self.write_crop(images[place], self.files.read(sample), sample, numbers)
+            except (BadImageError, OSError) as error:
+                failures.append(error)
+        return images, failures
+
+    def empty(self, count: int) -> Tensor:
+        """Images of the mean colour: uint8 ``[count, 3, size, size]``, channels last."""
+        size = self.options.image_size
+        images = torch.empty(count, size, size, 3, dtype=torch.uint8)
+        return images.copy_(torch.tensor(MEAN).mul(255).round()).permute(0, 3, 1, 2)
+
+    def numbers(self, batch: Batch) -> list[list[float]]:
+        """For each image of a batch the random numbers that :meth:`crop` takes; none for evaluation."""
+        if self.augmentation is None:
+            return [[]] * len(batch.samples)
+        return uniform(self.seed, keys_of(batch), RANDOM_NUMBERS).tolist()
+
+    def crop(self, height: int, width: int, numbers: list[float]) -> Crop:
+        """The crop of a photograph of a size that training, or evaluation, is to see."""
+        options = self.options
+        if self.augmentation is None:
+            return centre_crop(height, width, options.resize, options.image_size)
+        return random_crop(height, width, options.image_size, numbers, self.augmentation.flip)
+
+    def write_crop(self, image: Tensor, data: bytes | memoryview, sample: int, numbers: list[float]) -> None:
+        """Write the crop of an encoded photograph into ``image``, uint8 ``[3, size, size]``. Raises BadImageError."""
+        pixels = decode(data, self.files.names[sample])
+        height, width, _ = pixels.shape
+        image.copy_(self.crop(height, width, numbers).of(pixels, self.options.interpolation)[0])
 
 
 class PhotographImages:

@@ -11,7 +11,7 @@ from r2d2fast.data.folder import load_folder
 from r2d2fast.data.names import Names
 from r2d2fast.data.photographs.decode import BadImageError
 from r2d2fast.data.photographs.images import PhotographImages
-from r2d2fast.data.photographs.load import STD, PhotographOptions
+from r2d2fast.data.photographs.options import STD, PhotographOptions
 from r2d2fast.data.photographs.packing import pack
 from r2d2fast.data.photographs.tree import FolderFiles
 from tests.data.keyed import keyed

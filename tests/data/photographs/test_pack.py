@@ -24,7 +24,7 @@ from r2d2fast.data.folder import load_folder, load_imagenet
 from r2d2fast.data.pack import main
 from r2d2fast.data.photographs import packing
 from r2d2fast.data.photographs.decode import BadImageError, decode
-from r2d2fast.data.photographs.load import PhotographOptions
+from r2d2fast.data.photographs.options import PhotographOptions
 from r2d2fast.data.photographs.packed import open_packed
 from r2d2fast.data.photographs.packing import pack
 from tests.data.keyed import keyed
