@@ -249,7 +249,7 @@ class PseudoLabelBank(reference.Bank):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy a :meth:`state_dict` in. Raises BankError, with nothing changed, if it is of other samples or classes."""
-        missing = sorted(self.state_dict().keys() - state.keys())
+        missing = sorted(PseudoLabelBank.state_dict(self).keys() - state.keys())
         if missing:
             raise BankError(f"the state lacks {', '.join(missing)}; pass what PseudoLabelBank.state_dict() returned")
         shape = tuple(state["pseudo_logits"].shape)

@@ -325,11 +325,11 @@ class TestSaturation:
     def test_a_step_saturates(self, backend, classes, rounding, dtype):
         bank = make_bank(2, classes, labelled_every=0, dtype=dtype, rounding=rounding)
         largest = torch.finfo(dtype).max
-        bank.pseudo_logits.fill_(0.0)
-        bank.pseudo_logits[:, 0] = largest
+        bank.pseudo_logits.fill_(largest)
         logits = torch.zeros(2, classes)
+        logits[:, 0] = 50.0  # ỹ of this class goes up, beyond the range, and all others go down
         d2_step(
-            logits, torch.arange(2), bank, label_lr=-largest / 30, alpha=1.0, beta=0.0, normalizer=1.0, backend=backend
+            logits, torch.arange(2), bank, label_lr=largest / 30, alpha=1.0, beta=0.0, normalizer=1.0, backend=backend
         )
         assert (bank.pseudo_logits[:, 0] == largest).all()
         assert bank.pseudo_logits.isfinite().all()

@@ -99,6 +99,11 @@ def train_on_two(arguments):
     own = bank.partition.samples
     outcome = {"weights": weights, "own": own, "rows": bank.logits(own), "hard": bank.hard_labels()}
     dcp.save({"criterion": FusedD2Loss(bank).state_dict()}, checkpoint_id=directory / "checkpoint")
+    again = ShardedPseudoLabelBank(ShardedBatchSampler(labels, UNLABELLED_EACH, LABELLED_EACH, seed=1), CLASSES)
+    state = {"criterion": FusedD2Loss(again).state_dict()}
+    dcp.load(state, checkpoint_id=directory / "checkpoint")
+    FusedD2Loss(again).load_state_dict(state["criterion"])
+    outcome["loaded"] = again.logits(own)
     # A whole bank says what it does wrong here, once.
     import warnings
 
@@ -134,6 +139,7 @@ def test_two_processes_train_as_one_does(kind, start, tmp_path, one_thread):
             torch.testing.assert_close(ours, expected.detach())
         torch.testing.assert_close(outcome["rows"], bank.logits(outcome["own"]))
         assert torch.equal(outcome["hard"], bank.hard_labels())
+        assert torch.equal(outcome["loaded"], outcome["rows"])
         (warning,) = outcome["warnings"]
         assert "2 processes" in warning
         assert "ShardedPseudoLabelBank" in warning
@@ -262,3 +268,15 @@ class TestAlone:
         other = ShardedPseudoLabelBank(ShardedBatchSampler(labels, 6, 2, seed=1), CLASSES)
         other.load_state_dict(one.state_dict())
         assert torch.equal(other.logits(torch.arange(SAMPLES)), one.logits(torch.arange(SAMPLES)))
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_a_process_takes_its_part_of_a_bank_of_one(self, rank):
+        one = ShardedPseudoLabelBank(ShardedBatchSampler(make_data()[1], 6, 2, seed=1), CLASSES)
+        one.repartition(5)
+        one.pseudo_logits.normal_()
+        _, bank = self.make(rank=rank)
+        state = one.state_dict()
+        bank.load_state_dict(state)
+        own = bank.partition.samples
+        assert bank.partition.prediction == 5
+        assert torch.equal(bank.logits(own), one.logits(own))
