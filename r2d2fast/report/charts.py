@@ -153,7 +153,8 @@ def _logarithmic(axis: Axis, values: Sequence[float]) -> None:
     low, high = max(min(values), SMALLEST), max(*values, SMALLEST)
     axis._set_axes_scale("log")  # type: ignore[attr-defined]
     axis.set_view_interval(0.9 * low, 1.1 * high, ignore=True)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(5, steps=[1, 2, 5, 10]))
+    round_numbers = (1, 2, 3, 5) if high < 100 * low else (1, 2, 5)
+    axis.set_major_locator(LogLocator(subs=round_numbers) if high > 4 * low else MaxNLocator(5, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -18,6 +18,7 @@ SIZES = {"small": 8, "lenet2d": 28, "convlarge": 32, "shake26-96": 32, "resnet18
 @pytest.fixture(scope="module")
 def networks():
     """Every backbone with a name of its own, for 3 channels and 10 classes."""
+    assert list(BACKBONES) == list(SIZES)
     torch.manual_seed(0)
     return {name: make_model(name, 10, 3, SIZES[name]) for name in BACKBONES}
 
@@ -25,10 +26,6 @@ def networks():
 @pytest.fixture(params=SIZES)
 def name(request):
     return request.param
-
-
-def test_every_backbone_is_tested():
-    assert list(BACKBONES) == list(SIZES)
 
 
 @pytest.mark.parametrize(
@@ -84,30 +81,17 @@ def test_the_seed_decides_the_weights_and_the_state_dict_carries_them(networks, 
         assert torch.equal(other(images), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        *(("small", 4), ("small", 32), ("convlarge", 12), ("shake26-96", 4)),
-        *(("lenet2d", size) for size in (4, 11, 12, 33)),
-    ],
-)
-def test_the_smallest_and_odd_sizes_work(name, size):
-    assert make_model(name, 10, 3, size)(torch.randn(2, 3, size, size)).shape == (2, 10)
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "needed"),
-    [
-        ("small", 3, "at least 4"),
-        ("lenet2d", 3, "at least 4"),
-        ("convlarge", 8, "at least 12"),
-        ("shake26-96", 30, "at least 4, a multiple of 4"),
-        ("resnet18", 0, "at least 1"),
-    ],
-)
-def test_sizes_that_a_backbone_does_not_take_are_refused(name, size, needed):
-    with pytest.raises(ValueError, match=rf"'{name}' does not take images of {size}×{size} pixels; needed: {needed}$"):
-        make_model(name, 10, 3, size)
+def test_the_smallest_and_odd_sizes_work_and_others_are_refused():
+    for name, sizes in {"small": (4, 32), "convlarge": (12,), "shake26-96": (4,), "lenet2d": (4, 11, 12, 33)}.items():
+        for size in sizes:
+            assert make_model(name, 10, 3, size)(torch.randn(2, 3, size, size)).shape == (2, 10)
+    for name, size, needed in (
+        *(("small", 3, "at least 4"), ("lenet2d", 3, "at least 4"), ("convlarge", 8, "at least 12")),
+        *(("shake26-96", 30, "at least 4, a multiple of 4"), ("resnet18", 0, "at least 1")),
+    ):
+        message = rf"'{name}' does not take images of {size}×{size} pixels; needed: {needed}$"
+        with pytest.raises(ValueError, match=message):
+            make_model(name, 10, 3, size)
 
 
 @pytest.mark.parametrize(
@@ -139,15 +123,22 @@ def test_switches_of_convlarge(input_noise, weight_norm):
             make_model(other, 10, 3, 32, **{switch: True})
 
 
+@pytest.mark.parametrize("name", [name for name in SIZES if name != "lenet2d"])  # which has no batch norm
 def test_bn_groups(name):
-    if name == "lenet2d":
-        with pytest.raises(ValueError, match=r"bn_groups is 4, but the network has no nn\.BatchNorm2d"):
-            make_model(name, 10, 3, 32, bn_groups=4)
-        return
     network = make_model(name, 10, 3, 32, bn_groups=4)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
     assert {(type(norm), norm.groups) for norm in norms} == {(GroupedBatchNorm2d, 4)}
+
+
+@pytest.mark.parametrize(("name", "gain", "count"), [("convlarge", 2 / (1 + 0.1**2), 9), ("shake26-96", 2, 52)])
+def test_initial_values_keep_the_size_of_gradients(networks, name, gain, count):
+    layers = [module for module in networks[name].modules() if isinstance(module, nn.Conv2d)]
+    assert len(layers) == count  # Shake-Shake: the stem, the two branches of twelve blocks, three skips
+    for layer in layers:
+        expected = (gain / (layer.out_channels * layer.kernel_size[0] ** 2)) ** 0.5
+        # Four standard deviations of the estimate.
+        assert layer.weight.std().item() == pytest.approx(expected, rel=4 / (2 * layer.weight.numel()) ** 0.5)
 
 
 def test_pretrained_weights_are_loaded_and_a_message_goes_to_the_log(tmp_path, caplog):

@@ -90,13 +90,9 @@ def test_a_cumulative_average_counts_batches_not_groups():
         grouped(batch)
     torch.testing.assert_close(norm.running_mean, batches[:, :4].mean((0, 1, 3, 4)))
     assert norm.num_batches_tracked == 2
-
-
-def test_a_layer_in_two_places_is_replaced_in_both():
-    norm = nn.BatchNorm2d(3)
-    grouped = with_bn_groups(nn.Sequential(norm, nn.Sequential(norm)), 2)
-    assert [type(grouped[0]), type(grouped[1][0])] == [GroupedBatchNorm2d] * 2
-    assert grouped[0].weight is grouped[1][0].weight
+    twice = with_bn_groups(nn.Sequential(norm, nn.Sequential(norm)), 2)  # a layer in two places is replaced in both
+    assert [type(twice[0]), type(twice[1][0])] == [GroupedBatchNorm2d] * 2
+    assert twice[0].weight is twice[1][0].weight
 
 
 def test_channels_last_copies_pickles_and_torch_compile_keep_it(network):

@@ -81,12 +81,16 @@ def assert_same_logits(content, network, shape):
 @pytest.mark.parametrize(
     ("network", "side"),
     [
-        (make_model("small", 10, 3, 8, bn_groups=2).to(memory_format=torch.channels_last), 8),
-        (LeNet2D(10, in_channels=3, image_size=12), 12),
-        (conv_large(10, in_channels=3, input_noise=True, weight_norm=True), 12),
-        (ShakeShake(10, in_channels=3, width=2), 12),
+        pytest.param(make_model("small", 10, 3, 8, bn_groups=2).to(memory_format=torch.channels_last), 8, id="small"),
+        *(
+            pytest.param(network, 12, id=type(network).__name__, marks=pytest.mark.slow)
+            for network in (
+                LeNet2D(10, in_channels=3, image_size=12),
+                conv_large(10, in_channels=3, input_noise=True, weight_norm=True),
+                ShakeShake(10, in_channels=3, width=2),
+            )
+        ),
     ],
-    ids=["small", "lenet2d", "convlarge", "shake-shake"],
 )
 @pytest.mark.extra("onnx", "onnxscript")
 def test_onnx_gives_the_same_logits_for_any_number_of_images(network, side):

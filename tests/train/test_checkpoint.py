@@ -244,9 +244,9 @@ def test_everything_is_on_the_disk_before_it_takes_the_name(directory, monkeypat
 # --- death
 
 
-def killed_at_each_operation(start_run, directory, tmp_path, target, *arguments):
-    """Copies of ``directory`` in which ``target`` was killed before its first, second, … file operation; last, one that lived."""
-    for count in range(1, 100):
+def killed_at_operations(start_run, directory, tmp_path, every, target, *arguments):
+    """Copies of ``directory`` in which ``target`` was killed before each (or each fifth) file operation; last, one that lived."""
+    for count in range(1, 100, every):
         copy = shutil.copytree(directory, tmp_path / f"killed{count}" / "run")
         process = start_run(copy, *arguments, count, target=target)
         process.join()
@@ -256,11 +256,12 @@ def killed_at_each_operation(start_run, directory, tmp_path, target, *arguments)
         assert process.exitcode == -signal.SIGKILL
 
 
-def test_killed_before_any_file_operation_of_a_save_a_good_checkpoint_is_left(directory, start_run, tmp_path):
-    *copies, whole = killed_at_each_operation(start_run, directory, tmp_path, save_killed_at_write, 3)
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 5])
+def test_killed_before_any_file_operation_of_a_save_a_good_checkpoint_is_left(directory, start_run, tmp_path, every):
+    *copies, whole = killed_at_operations(start_run, directory, tmp_path, every, save_killed_at_write, 3)
     # mkdir; tensors; list of tensors and its rename; values and manifest, opened and renamed; four files and a directory
     # removed; two renames.
-    assert len(copies) >= 14
+    assert len(copies) >= 14 // every
     assert_finds(whole, 3)
     for copy in copies:
         path, messages = assert_finds(copy, 2)
@@ -276,7 +277,7 @@ def test_killed_before_any_file_operation_of_a_save_a_good_checkpoint_is_left(di
 
 def test_killed_before_any_file_operation_of_going_back_the_good_checkpoint_is_left(directory, start_run, tmp_path):
     (directory / CURRENT / VALUES).write_bytes(b"damaged")
-    *copies, whole = killed_at_each_operation(start_run, directory, tmp_path, keep_good_killed_at_write)
+    *copies, whole = killed_at_operations(start_run, directory, tmp_path, 1, keep_good_killed_at_write)
     assert len(copies) == 4 + 1 + 1  # four files and a directory removed, a rename
     assert assert_finds(whole, 1) == (whole / CURRENT, [])
     for copy in copies:

@@ -138,6 +138,7 @@ DALI = [("--device=cpu",), ("--device=cpu", "--workers=1")]
 DALI_ON_GPUS = [("--device=cuda",), ("--device=cuda", "--workers=1", "--compile")]
 
 
+@pytest.mark.slow
 @pytest.mark.extra("nvidia.dali")
 @pytest.mark.parametrize("how", [*DALI, *(pytest.param(flags, marks=pytest.mark.gpu) for flags in DALI_ON_GPUS)])
 def test_dali_decodes_in_all_stages(how: tuple[str, ...], photographs: Path, tmp_path: Path) -> None:

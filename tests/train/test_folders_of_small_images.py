@@ -59,7 +59,7 @@ def test_without_test_images_everything_works_and_there_is_no_test_error(folder,
     flags = [*folder, *SHORT, f"--run-dir={tmp_path / 'run'}", "--test-fraction=0"]
     assert cli.main([*flags, "--runs=2"]) == 0
     printed = capsys.readouterr().out
-    assert "stage 3: no test error, as there are no test samples after 1 epochs" in printed
+    assert "stage 3: no test error, as there are no test samples after 1 epoch;" in printed
     assert "kept for tests" not in printed
     assert " %" not in printed.split("test error in percent")[1]
     runs = [tmp_path / "run" / name for name in ("run0", "run1")]

@@ -78,6 +78,7 @@ def test_killed_before_file_operations_of_a_whole_run(start_run, finished, tmp_p
     assert not list(directory.glob("**/*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_process_told_to_end_saves_and_ends_with_143(start_run, finished, tmp_path):
     directory = tmp_path / "run"
     process = start_run("--run-dir", directory)
@@ -153,7 +154,9 @@ def copy(half_done, tmp_path):
     return shutil.copytree(half_done, tmp_path / "run")
 
 
-@pytest.mark.parametrize("metrics", ["as they were", "longer", "gone"])
+@pytest.mark.parametrize(
+    "metrics", ["longer", *(pytest.param(m, marks=pytest.mark.slow) for m in ("as they were", "gone"))]
+)
 def test_metrics_are_those_of_the_checkpoint(metrics, copy, finished, train_here):
     path = copy / "metrics.jsonl"
     if metrics == "longer":  # by an epoch after the checkpoint, and half a line
@@ -165,7 +168,9 @@ def test_metrics_are_those_of_the_checkpoint(metrics, copy, finished, train_here
     assert_same_run(copy, finished)
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "renamed away"])
+@pytest.mark.parametrize(
+    "damage", ["cut", *(pytest.param(d, marks=pytest.mark.slow) for d in ("missing", "renamed away"))]
+)
 def test_a_damaged_checkpoint_costs_one_epoch_and_nothing_else(copy, finished, train_here, capsys, monkeypatch, damage):
     def save(directory, *state):
         # The damaged one is gone, or it would now take the place of the good one.
@@ -232,7 +237,9 @@ def test_other_labels_than_those_it_began_with_stop_a_run(copy, train_here, caps
 
 
 # config.json has a kilobyte, a checkpoint 200.
-@pytest.mark.parametrize(("limit", "named"), [(500, "config.json"), (50_000, "checkpoint.tmp")])
+@pytest.mark.parametrize(
+    ("limit", "named"), [pytest.param(500, "config.json", marks=pytest.mark.slow), (50_000, "checkpoint.tmp")]
+)
 def test_a_full_disk_costs_nothing_but_the_wait(tmp_path, train_here, finished, capsys, limit, named):
     directory = tmp_path / "run"
     with file_size_limit(limit):

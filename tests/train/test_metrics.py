@@ -145,7 +145,7 @@ def test_a_stage_that_ends_or_a_run_that_stops_writes_what_there_is(traced):
 # --- ONNX
 
 
-@pytest.mark.parametrize("again", [[], ["--onnx"]])
+@pytest.mark.parametrize("again", [pytest.param([], marks=pytest.mark.slow), ["--onnx"]])
 def test_an_export_that_fails_costs_no_training(again, tmp_path, train_here, finished, capsys, monkeypatch):
     directory = tmp_path / "run"
     monkeypatch.setattr("r2d2fast.train.run.find_spec", lambda name: name)
@@ -170,6 +170,7 @@ def test_an_export_that_fails_costs_no_training(again, tmp_path, train_here, fin
         assert not (directory / "network.onnx").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.extra("onnx", "onnxscript")
 def test_onnx_is_written_at_the_end(tmp_path, train_here):
     import onnx

@@ -74,6 +74,7 @@ def test_a_prediction_is_recorded_before_a_step_moves_it():
     assert not torch.equal(rows, trainer.bank.pseudo_logits)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_records_what_one_left_alone_does(start_run, finished, tmp_path):
     directory = tmp_path / "run"
     process = start_run("--run-dir", directory)

@@ -156,6 +156,7 @@ def test_under_torchrun_a_rank_takes_its_own_device_of_which_there_must_be_one(m
             resolve_device("cuda")
 
 
+@pytest.mark.slow
 def test_an_error_of_any_rank_is_said_once(tmp_path: Path) -> None:
     bank = tmp_path / "bank"
     Path(f"{bank}.1-of-2").write_bytes(b"somebody's file")

@@ -53,7 +53,7 @@ def test_an_epoch_is_computed_with_the_threads_of_the_run():
 
 
 def test_a_resumed_run_keeps_the_threads_with_which_it_began():
-    begun = trainer_after(3, replace(CONFIG, threads=2))
+    begun = trainer_after(1, replace(CONFIG, threads=2))
     values = json.loads(json.dumps(begun.values()))
     for asked in (0, 2):
         resumed = make_trainer(replace(CONFIG, threads=asked))
@@ -91,7 +91,7 @@ def test_a_run_says_what_it_has_chosen(tmp_path, train_here, capsys, monkeypatch
 def test_a_given_number_is_that_of_any_environment():
     """The same bits whatever PyTorch had: here one thread, there two."""
     with cpu_threads(1):
-        here = trainer_after(3, replace(CONFIG, threads=2))
+        here = trainer_after(1, replace(CONFIG, threads=2))
     with cpu_threads(2):
-        there = trainer_after(3, replace(CONFIG, threads=2))
+        there = trainer_after(1, replace(CONFIG, threads=2))
     assert_same_run(here, there)

@@ -99,7 +99,7 @@ OVERFLOWING = 2.0**26
     ("kind", "every"),
     [
         *(pytest.param(kind, 1 if kind == "float32" else 5, marks=pytest.mark.slow) for kind in KINDS),
-        *(("float32", 7), *((kind, 29) for kind in list(KINDS)[1:])),
+        *(("float32", 13), *((kind, 37) for kind in list(KINDS)[1:])),
     ],
 )
 def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(kind, every, monkeypatch):
