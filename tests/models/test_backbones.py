@@ -121,7 +121,7 @@ def test_the_smallest_and_odd_sizes_work(name, size):
         ("lenet2d", 3, "at least 4"),
         ("convlarge", 8, "at least 12"),
         ("shake26-96", 30, "at least 4, a multiple of 4"),
-        ("resnet18", 0, "at least 1"),
+        ("resnet18", -1, "at least 1"),
     ],
 )
 def test_sizes_that_a_backbone_does_not_take_are_refused(name, size, needed):
@@ -141,7 +141,7 @@ def test_sizes_that_a_backbone_does_not_take_are_refused(name, size, needed):
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_and_the_accepted_ones(name, nearest):
-    accepted = "accepted: small, lenet2d, convlarge, shake26-96, resnet18, torchvision:NAME, timm:NAME"
+    accepted = "accepted: small, lenet2d, convlarge, shake26-96, resnet18, linear, mlp, torchvision:NAME, timm:NAME"
     with pytest.raises(ValueError, match=f"unknown backbone '{name}'; the nearest is {nearest}.*; {accepted}"):
         make_model(name, 10, 3, 32)
 

@@ -75,7 +75,11 @@ def in_a_stage(**values):
         ("metrics.jsonl", lambda text: None, "metrics.jsonl cannot be read"),
         ("metrics.jsonl", lambda text: text.replace("{", "", 1), "metrics.jsonl, line 1 is damaged"),
         ("metrics.jsonl", lambda text: text.replace("25.0", "NaN"), "metrics.jsonl, line 4: test_error is nan"),
-        ("metrics.jsonl", lambda text: text.replace("25.0", "null"), "metrics.jsonl, line 4: test_error is None"),
+        (
+            "metrics.jsonl",
+            lambda text: text.replace('"test_error"', '"error"'),
+            "metrics.jsonl, line 1: test_error is None",
+        ),
         ("metrics.jsonl", lambda text: text.replace("0.91", "Infinity"), "line 4: prediction_confidence is inf"),
         ("metrics.jsonl", lambda text: text.replace("0.91", '"x"'), "line 4: prediction_confidence is 'x'"),
         ("metrics.jsonl", lambda text: text.replace('"epoch"', '"epos"', 1), "line 1: epoch is None"),
