@@ -88,7 +88,7 @@ def test_the_smallest_and_odd_sizes_work_and_others_are_refused():
             assert make_model(name, 10, 3, size)(torch.randn(2, 3, size, size)).shape == (2, 10)
     for name, size, needed in (
         *(("small", 3, "at least 4"), ("lenet2d", 3, "at least 4"), ("convlarge", 8, "at least 12")),
-        *(("shake26-96", 30, "at least 4, a multiple of 4"), ("resnet18", 0, "at least 1")),
+        *(("shake26-96", 30, "at least 4, a multiple of 4"), ("resnet18", -1, "at least 1")),
     ):
         message = rf"'{name}' does not take images of {size}×{size} pixels; needed: {needed}$"
         with pytest.raises(ValueError, match=message):
@@ -108,7 +108,7 @@ def test_the_smallest_and_odd_sizes_work_and_others_are_refused():
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_and_the_accepted_ones(name, nearest):
-    accepted = "accepted: small, lenet2d, convlarge, shake26-96, resnet18, torchvision:NAME, timm:NAME"
+    accepted = "accepted: small, lenet2d, convlarge, shake26-96, resnet18, linear, mlp, torchvision:NAME, timm:NAME"
     suggested = f" the nearest is {nearest}.*;" if nearest else ""
     with pytest.raises(ValueError, match=f"unknown backbone '{name}';{suggested} {accepted}"):
         make_model(name, 10, 3, 32)
