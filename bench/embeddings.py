@@ -58,7 +58,7 @@ def _label_spreading(seed: int) -> Any:
 
 
 def _r2d2(seed: int, **parameters: Any) -> Any:
-    from r2d2fast import R2D2Classifier  # type: ignore[attr-defined]
+    from r2d2fast import R2D2Classifier
 
     return R2D2Classifier(random_state=seed, **parameters)
 

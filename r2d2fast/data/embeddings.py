@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -179,15 +179,59 @@ def load_embeddings(root: Path, device: torch.device) -> Dataset:
     labels = _read_labels(labels_path, len(rows), lowest=-1)
     class_names = _class_names(root / "classes.txt", labels)
     _check_labels(labels, labels_path, class_names)
-    names: Sequence[str] = Numbers(len(rows))
-    if (root / "train_names.txt").is_file():
-        names = Names.of(_lines(root / "train_names.txt"))
-        if len(names) != len(rows):
-            raise DataError(
-                f"{root / 'train_names.txt'} has {len(names)} lines for {len(rows)} rows; one for each is needed"
-            )
+    names = _sample_names(root, "train", len(rows))
     test, test_labels = _read_test(root, device, rows.shape[0], class_names)
     return Dataset(rows, test, labels, test_labels, class_names, names)
+
+
+class EmbeddingFile(NamedTuple):
+    """A file of embeddings to be labelled, and what the files beside it say of them.
+
+    Attributes:
+        rows: float16, float32 or float64 ``[M, D]``, mapped if it is large.
+        names: of the rows, from ``PART_names.txt``; their numbers if there is no such file.
+        labels: int64 ``[M]``, from ``PART_labels.npy``, −1 where nobody knows the class.
+        class_names: that the labels are numbers of, from ``classes.txt``; their numbers if there is no such file.
+    """
+
+    rows: np.ndarray
+    names: Sequence[str]
+    labels: Tensor
+    class_names: Sequence[str]
+
+
+def embedding_files(source: Path) -> list[Path]:
+    """``source`` if it is a file; of a folder, its parts ``train`` and ``test``. Raises DataError where there is none."""
+    if not source.is_dir():
+        return [source]
+    found = [path for part in ("train", "test") if (path := _rows_path(source, part)) is not None]
+    if not found:
+        raise DataError(f"{source} has no embeddings: neither train.npy nor test.npy (nor .safetensors)")
+    return found
+
+
+def read_embedding_file(path: Path) -> EmbeddingFile:
+    """A ``.npy`` or ``.safetensors`` file of embeddings, of any name. Raises DataError where it cannot be read."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; name a .npy or .safetensors file of embeddings, or a folder of them")
+    rows = _read_rows_file(path)
+    labels_path = path.with_name(f"{path.stem}_labels.npy")
+    labels = torch.full((len(rows),), -1)
+    if labels_path.is_file():
+        labels = _read_labels(labels_path, len(rows), lowest=-1)
+    class_names = _class_names(path.with_name("classes.txt"), labels)
+    _check_range(labels, labels_path, class_names)
+    return EmbeddingFile(rows, _sample_names(path.parent, path.stem, len(rows)), labels, class_names)
+
+
+def _sample_names(root: Path, part: str, count: int) -> Sequence[str]:
+    path = root / f"{part}_names.txt"
+    if not path.is_file():
+        return Numbers(count)
+    names = Names.of(_lines(path))
+    if len(names) != count:
+        raise DataError(f"{path} has {len(names)} lines for {count} rows; one for each is needed")
+    return names
 
 
 def _read_test(
@@ -210,16 +254,19 @@ def _read_test(
     return test, labels
 
 
+def _rows_path(root: Path, part: str) -> Path | None:
+    return next((path for end in ("npy", "safetensors") if (path := root / f"{part}.{end}").is_file()), None)
+
+
 def _read_rows(root: Path, part: str) -> np.ndarray | None:
-    """The array in PART.npy or PART.safetensors, mapped if it is large; None where there is no such file."""
-    path = root / f"{part}.npy"
-    if path.is_file():
-        rows = _load_npy(path)
-    else:
-        path = root / f"{part}.safetensors"
-        if not path.is_file():
-            return None
-        rows = _map_safetensors(path)
+    """The array in PART.npy or PART.safetensors; None where there is no such file."""
+    path = _rows_path(root, part)
+    return None if path is None else _read_rows_file(path)
+
+
+def _read_rows_file(path: Path) -> np.ndarray:
+    """The array in a file, mapped if it is large."""
+    rows = _map_safetensors(path) if path.suffix == ".safetensors" else _load_npy(path)
     return rows if rows.nbytes > SHARE_OF_FREE_MEMORY * _free_memory() else np.array(rows)
 
 

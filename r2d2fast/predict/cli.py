@@ -17,9 +17,10 @@ from rich.progress import Progress
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from r2d2fast.data import DataError, LoaderError
+from r2d2fast.data.embeddings import embedding_files, read_embedding_file
 from r2d2fast.data.photographs.tree import LABEL_FILE, read_labels
 from r2d2fast.files import replacing
-from r2d2fast.predict.inputs import paths_in
+from r2d2fast.predict.inputs import Inputs, paths_in
 from r2d2fast.predict.trained_run import Predictions, RunError, load_run
 from r2d2fast.tables import counted, csv_rows, probability
 from r2d2fast.train.errors import TrainingError
@@ -32,16 +33,18 @@ NAMED = 20
 
 @dataclass(frozen=True)
 class Arguments:
-    """Print the class of each image, found by the network of a finished run: lines of name, class and probability, as CSV.
+    """Print the class of each image or embedding, found by the network of a finished run: lines of name, class and probability,
+    as CSV.
 
-    Images are decoded, resized and normalised as in the run. Where their classes are known, from the folders that they are in or
-    a labels.txt, the error is printed, too. Exit status 0: done; 1: it cannot be done; 2: no such flag."""
+    Images are decoded, resized and normalised as in the run. Where their classes are known, from the folders that they are in, a
+    labels.txt, or PART_labels.npy beside PART.npy, the error is printed, too. Exit status 0: done; 1: it cannot be done; 2: no
+    such flag."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The directory of a finished run, or its network.safetensors."""
 
     source: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files, or folders, of which all images are taken."""
+    """Image files, or folders, of which all images are taken; for a run on embeddings, their files or folders."""
 
     out: Path | None = None
     """The file to write, instead of standard output. It is there when all of it is."""
@@ -76,32 +79,53 @@ def _predict(chosen: Arguments) -> int:
     if chosen.workers < 0:
         raise ValueError(f"--workers {chosen.workers}: must be at least 0")
     run = load_run(chosen.run, chosen.device)
-    paths, classes = find_images(chosen.source, run.class_names)
-    images, names = run.open(paths, "skip", chosen.workers)
+    embeddings = run.preprocessing.kind == "embeddings"
+    inputs, classes = (find_embeddings if embeddings else find_images)(chosen.source, run.class_names)
     console = Console(stderr=True)
-    known = wrong = 0
+    known = wrong = done = 0
+    bad_images: dict[str, str] = {}
     with ExitStack() as stack:
         write: Callable[[bytes], object] = sys.stdout.buffer.write
         if chosen.out is not None:
             write = stack.enter_context(replacing(chosen.out)).write
         progress = stack.enter_context(Progress(console=console, transient=True, disable=not console.is_terminal))
-        task = progress.add_task("predicting", total=len(paths))
+        task = progress.add_task("predicting", total=len(classes))
         write(csv_rows([HEADER]))
-        done = 0
-        for part in run.batches(images, names):
-            true_classes = np.array(classes[done : done + len(part.names)])
-            counts = (true_classes >= 0) & (part.classes >= 0)
-            known, wrong = known + int(counts.sum()), wrong + int((part.classes != true_classes)[counts].sum())
-            write(csv_rows(_rows(names[done : done + len(part.names)], part)))
-            done += len(part.names)
-            progress.update(task, completed=done)
+        for one in inputs:
+            images, names = run.open(one, "skip", chosen.workers)
+            first = done
+            for part in run.batches(images, names):
+                true_classes = np.array(classes[done : done + len(part.names)])
+                counts = (true_classes >= 0) & (part.classes >= 0)
+                known, wrong = known + int(counts.sum()), wrong + int((part.classes != true_classes)[counts].sum())
+                write(csv_rows(_rows(names[done - first : done - first + len(part.names)], part)))
+                done += len(part.names)
+                progress.update(task, completed=done)
+            bad_images |= images.bad_images
         sys.stdout.flush()
-    _print_end(images.bad_images, known, wrong, len(paths), chosen.out, console)
+    _print_end(bad_images, known, wrong, len(classes), chosen.out, console)
     return 0
 
 
-def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The paths of the images that ``sources`` name, and the number of each one's class: −1 where nobody knows it.
+def find_embeddings(sources: Sequence[Path], class_names: Sequence[str]) -> tuple[list[Inputs], Sequence[int]]:
+    """The files of embeddings that ``sources`` name, and the number of each row's class: −1 where nobody knows it.
+
+    Classes are known where a file of labels lies beside that of the rows. Raises DataError for a source that is not there, or no
+    source at all.
+    """
+    paths = [path for source in sources for path in embedding_files(source)]
+    if not paths:
+        raise DataError("no SOURCE; name .npy or .safetensors files of embeddings, or folders of them")
+    numbers = {name: number for number, name in enumerate(class_names)}
+    classes = []
+    for file in map(read_embedding_file, paths):
+        own = np.array([*(numbers.get(name, -1) for name in file.class_names), -1])
+        classes.append(own[file.labels.numpy()])  # −1 takes the last
+    return list(paths), np.concatenate(classes)  # type: ignore[return-value]
+
+
+def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> tuple[list[Inputs], Sequence[int]]:
+    """The images that ``sources`` name, as one input, and the number of each one's class: −1 where nobody knows it.
 
     In a folder it is that of the image's line in ``labels.txt``, or the name of the folder in which the image is. Raises
     DataError for a source that is not there, a folder without an image, no source at all.
@@ -127,7 +151,7 @@ def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> tuple[li
         paths += found
     if not paths:
         raise DataError("no SOURCE; name image files, or folders of them")
-    return paths, classes
+    return [paths], classes
 
 
 def _rows(names: Sequence[str], part: Predictions) -> Iterator[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""Image files, arrays and tensors, as the images that a network was evaluated with."""
+"""Image files, embeddings, arrays and tensors, as the images or embeddings that a network was evaluated with."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 from r2d2fast.data import (
     Augmentation,
     Batch,
+    Embeddings,
     Images,
     PhotographImages,
     PhotographOptions,
@@ -19,7 +20,8 @@ from r2d2fast.data import (
     ResidentImages,
     consecutive_batches,
 )
-from r2d2fast.data.names import Names
+from r2d2fast.data.embeddings import read_embedding_file
+from r2d2fast.data.names import Names, Numbers
 from r2d2fast.data.photographs.decode import BadImageError, decode
 from r2d2fast.data.photographs.options import MEAN, STD, OnBadImage
 from r2d2fast.data.photographs.tree import Files, image_names
@@ -113,6 +115,8 @@ def open_inputs(
 
     Raises ValueError or TypeError for inputs that are not accepted, or a preprocessing that this version does not know.
     """
+    if preprocessing.kind == "embeddings":
+        return _open_embeddings(preprocessing, inputs, device)
     files = files_of(inputs)
     if preprocessing.kind == "small images":
         return SmallImages(preprocessing, files, device, on_bad_image), files.names
@@ -124,6 +128,31 @@ def open_inputs(
             f"the network takes {preprocessing}; this version has mean {MEAN} and standard deviation {STD}"
         )
     return images, files.names
+
+
+def _open_embeddings(
+    preprocessing: Preprocessing, inputs: Inputs, device: torch.device
+) -> tuple[Images, Sequence[str]]:
+    (features,) = preprocessing.shape
+    names: Sequence[str]
+    if isinstance(inputs, str | Path):
+        file = read_embedding_file(Path(inputs))
+        rows: np.ndarray | Tensor = file.rows
+        name, names = str(inputs), file.names
+    elif isinstance(inputs, np.ndarray | Tensor):
+        rows, name, names = inputs, "X", Numbers(len(inputs))
+    else:
+        raise TypeError(
+            f"got {type(inputs).__name__}; this network takes embeddings: an array or a tensor [B, {features}], or the path of "
+            "a .npy or .safetensors file"
+        )
+    embeddings = Embeddings(rows, device, name)
+    if embeddings.shape != (features,):
+        raise ValueError(
+            f"the rows of {name} have {embeddings.shape[0]} numbers, and this network takes {features}; make them with the "
+            "network that made those of the run"
+        )
+    return embeddings, names
 
 
 class SmallImages:

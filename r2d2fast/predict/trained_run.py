@@ -75,7 +75,8 @@ class TrainedRun:
         Args:
             inputs: image files, by their paths or that of a folder, of which all are taken, sorted by name; or pixels, 0 to 255
                 as files have them: uint8 arrays ``[B, H, W]`` or ``[B, H, W, C]``, uint8 tensors ``[B, C, H, W]``, or a
-                sequence of single ones, which may differ in size.
+                sequence of single ones, which may differ in size. Of a run on embeddings: a float array or tensor ``[B, D]``, or
+                the path of a ``.npy`` or ``.safetensors`` file.
             on_bad_image: ``"error"``, or ``"skip"``: an image that cannot be used has no class, and is named in ``bad_images``.
             workers: processes that load photographs; 0: this one.
 

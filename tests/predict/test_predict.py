@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import r2d2fast
 from r2d2fast.data import DataError, load_dataset, load_folder
@@ -47,6 +48,23 @@ def photograph_run(photographs, tmp_path_factory):
     flags = ("--dataset=folder", f"--data-dir={photographs}", "--backbone=small", "--image-size=24", "--resize=30")
     assert train_cli.main([*SHORT, *flags, "--stage1.batch=4", f"--run-dir={directory}"]) == 0
     return directory
+
+
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory):
+    """The digits' pixels as embeddings, of which the first fifty are labelled, and the run that has learned from them."""
+    pixels, classes = load_digits(return_X_y=True)
+    folder = tmp_path_factory.mktemp("embeddings")
+    np.save(folder / "train.npy", pixels[:1000].astype(np.float16))
+    np.save(folder / "train_labels.npy", np.where(np.arange(1000) < 50, classes[:1000], -1))
+    np.save(folder / "test.npy", pixels[1000:])
+    np.save(folder / "test_labels.npy", classes[1000:])
+    (folder / "classes.txt").write_text("\n".join(f"digit {number}" for number in range(10)))
+    (folder / "train_names.txt").write_text("\n".join(f"scan {number}, page 1" for number in range(1000)))
+    run = folder / "run"
+    sizes = ["--stage1.epochs=20", "--stage2.epochs=4", "--stage2.repredict-epochs=1,2,3"]
+    assert train_cli.main(["--dataset=embeddings", f"--data-dir={folder}", f"--run-dir={run}", *sizes]) == 0
+    return folder, run
 
 
 @pytest.fixture(scope="module")
@@ -344,3 +362,40 @@ def test_a_picture_of_any_mode_is_decoded_as_in_training(photograph_run, tmp_pat
     (tmp_path / "grey.png").write_bytes(encoded(grey, "PNG"))
     one, two = run.predict([np.array(grey)]), run.predict([tmp_path / "grey.png"])
     assert np.array_equal(one.probabilities, two.probabilities)
+
+
+def test_embeddings_of_a_file_a_folder_and_an_array(embeddings, capsys):
+    folder, run = embeddings
+    assert cli.main([str(run), str(folder / "test.npy")]) == 0
+    out, err = capsys.readouterr()
+    assert f"error {recorded_error(run):.2f} %" in err
+    _, rows = read_csv(out)
+    assert [row[0] for row in rows] == [str(number) for number in range(797)]
+    predictions = r2d2fast.load_run(run).predict(np.load(folder / "test.npy"))
+    assert [row[1] for row in rows] == predictions.names
+    assert cli.main([str(run), str(folder), "--out", str(run / "all.csv")]) == 0
+    _, everything = read_csv((run / "all.csv").read_text())
+    assert [row[1] for row in everything[1000:]] == predictions.names
+    # What the run says of its own training samples, the labels that were given apart.
+    _, own = read_csv((run / "labels.csv").read_text())
+    assert [row[0] for row in own] == [row[0] for row in everything[:1000]]
+    assert all(one[1] == other[1] for one, other in zip(own[50:], everything[50:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "said"),
+    [
+        (np.zeros((2, 63), np.float32), ValueError, "have 63 numbers, and this network takes 64"),
+        (["one.jpg"], TypeError, r"got list; this network takes embeddings: an array or a tensor \[B, 64\]"),
+        ("nowhere.npy", DataError, "nowhere.npy: no such file"),
+        (np.full((2, 64), np.nan), DataError, "X has NaN in row 0, column 0"),
+    ],
+)
+def test_embeddings_that_do_not_fit(inputs, error, said, embeddings):
+    with pytest.raises(error, match=said):
+        r2d2fast.load_run(embeddings[1]).predict(inputs)
+
+
+def test_a_folder_without_embeddings_is_named(embeddings, tmp_path, capsys):
+    assert cli.main([str(embeddings[1]), str(tmp_path)]) == 1
+    assert f"{tmp_path} has no embeddings: neither train.npy nor test.npy" in capsys.readouterr().err
