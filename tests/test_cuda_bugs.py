@@ -82,7 +82,7 @@ BUGS = {
         "sum_up<",
         "if (PLANTED && blockIdx.x + threadIdx.x == 0) *a.bank.updates += 1; sum_up<",
         STEP,
-        rf"{RACE}|updates counted",
+        rf"{RACE}|counts 2 updates instead of 1",
     ),
     # Outside of an array or a tensor.
     "a hash of 11 bits": Bug(BATCH, "* 0x9E3779B1u >> 22", "* 0x9E3779B1u >> (22 - PLANTED)", STEP, "has index [0-9]+ into 'int"),

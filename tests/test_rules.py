@@ -12,6 +12,7 @@ from r2d2fast import BankError, FusedD2Loss, PseudoLabelBank, d2_step
 from r2d2fast.bank import DTYPES
 from r2d2fast.options import CLASS_LOSSES
 from r2d2fast.testing import check_step, compare, expect, make_bank
+from tests.cases import slow_but
 from tests.sizes import NARROW_AND_WIDE
 
 
@@ -279,7 +280,7 @@ class TestSixteenBitBanks:
     """Types."""
 
     @pytest.mark.parametrize("dtype", DTYPES[1:])
-    @pytest.mark.parametrize("classes", [10, 100])
+    @pytest.mark.parametrize("classes", slow_but([10, 100], {10}))
     def test_steps_below_the_resolution_add_up_without_bias(self, backend, classes, dtype):
         rows, steps = {"cuda": (40, 25), "triton": (40, 12)}.get(backend, (200, 100))
         logits = torch.zeros(rows, classes)
@@ -300,7 +301,7 @@ class TestSixteenBitBanks:
         assert abs(drift["stochastic", dtype] - exact) < 5 * spread + 1e-4
 
     @pytest.mark.parametrize("dtype", DTYPES[1:])
-    @pytest.mark.parametrize("classes", [10, 100])
+    @pytest.mark.parametrize("classes", slow_but([10, 100], {10}))
     def test_stochastic_rounding_is_the_definition_s(self, backend, classes, dtype):
         """Same seed, update and element: the same bits, but where float32 arithmetic differs in its last place."""
         options = {"dtype": dtype, "rounding": "stochastic", "scale": 0.01}

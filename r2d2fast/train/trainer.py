@@ -152,10 +152,12 @@ class Trainer:
             if epoch.epoch == 0:
                 # Momentum belongs to a stage; in stage 2 it is kept over repredictions and changes of the learning rate.
                 self.optimizer = make_optimizer(self.config, self.model)
-                if self.early_stopping is not None:
-                    self.early_stopping.first_error = self._labelled_error()
             if epoch.predicts:
                 self.predict()
+                if epoch.epoch == 0 and self.early_stopping is not None:
+                    self.early_stopping.first_error = self._labelled_error()
+                    confidence = self.ownership.confidence(self.bank)[self.unlabelled.to(self.ranks.device)]
+                    self.early_stopping.expected_error = 100 * (1 - confidence.mean().item())
                 self.callback.predicted(self)
         batches = self.batches()[self.position.step :]
         began = time.perf_counter()
@@ -409,7 +411,7 @@ class Trainer:
         self.evaluator.model = self.model if self.averaged is None else self.averaged.model
         limit = self.config.stage2.labelled_error_limit
         if in_stage2 and limit is not None and self.early_stopping is None:
-            self.early_stopping = EarlyStopping(self.model, limit)
+            self.early_stopping = EarlyStopping(self.model, limit, len(self.labelled))
         self._began = time.perf_counter()
         self._seconds_before = 0.0  # of this epoch, in the process that this one resumes
 

@@ -56,6 +56,7 @@ def without_times(rows):
 # --- what the runs are
 
 
+@pytest.mark.slow
 def test_table_1_holds_what_its_runs_have_measured(table1):
     content = json.loads((table1 / "digits" / "table1.json").read_text())
     names = ["d2", "repeated", "repredicted", "lowered", "r2d2"]
@@ -68,6 +69,7 @@ def test_table_1_holds_what_its_runs_have_measured(table1):
     assert "paper, on cifar10" in (table1 / "digits" / "table1.md").read_text()
 
 
+@pytest.mark.slow
 def test_all_variants_are_the_same_run_up_to_the_first_reprediction(table1):
     first = {}
     for name in ("d2", "repeated", "repredicted", "lowered", "r2d2"):
@@ -82,6 +84,7 @@ def test_all_variants_are_the_same_run_up_to_the_first_reprediction(table1):
     assert all(rows == first["r2d2"] for rows in first.values())
 
 
+@pytest.mark.slow
 def test_stages_2_and_3_from_a_shared_stage_1_are_those_of_a_whole_run_to_the_last_bit(table1, tmp_path):
     directory = tmp_path / "whole"
     assert train_cli.main([*TINY, "--seed", "1", "--run-dir", str(directory)]) == 0
@@ -91,6 +94,7 @@ def test_stages_2_and_3_from_a_shared_stage_1_are_those_of_a_whole_run_to_the_la
     assert results(directory)["test_error"] == results(shared / "r2d2")["test_error"]
 
 
+@pytest.mark.slow
 def test_a_second_table_runs_only_what_the_first_has_not(table1, tmp_path, capsys, monkeypatch):
     directory = tmp_path / "all"
     shutil.copytree(table1, directory)
@@ -163,6 +167,7 @@ def test_killed_twice_and_resumed_a_table_ends_as_if_left_alone(table1, tmp_path
 # --- the dry run
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_the_runs_with_their_times_says_what_is_finished_and_leaves_nothing(
     table1, tmp_path, capsys, monkeypatch
 ):

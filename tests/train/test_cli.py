@@ -40,7 +40,7 @@ def test_help_gives_every_flag_its_meaning_and_says_where_the_sources_are(datase
 def test_an_unknown_data_set_is_named_with_the_accepted_ones_and_the_way_out(capsys):
     assert cli.main(["--dataset", "mnits"]) == 2
     error = capsys.readouterr().err
-    accepted = "digits, mnist, fashion-mnist, svhn, cifar10, cifar100, imagenet, folder"
+    accepted = "digits, mnist, fashion-mnist, svhn, cifar10, cifar100, imagenet, folder, embeddings"
     assert f"--dataset mnits: unknown; accepted: {accepted}." in error
     assert "--help" in error
 

@@ -63,7 +63,7 @@ def test_aligned_predictions_keep_the_shares_of_the_first():
 
 def test_early_stopping_gives_back_the_last_good_weights():
     network = torch.nn.Linear(3, 2)
-    stopping = EarlyStopping(network, 6.0)
+    stopping = EarlyStopping(network, 6.0, labelled=1000)
     stopping.first_error = 2.0
     with torch.no_grad():
         network.weight.fill_(1.0)
@@ -72,6 +72,22 @@ def test_early_stopping_gives_back_the_last_good_weights():
         network.weight.fill_(2.0)
     assert stopping.stop(8.1, network)
     assert (network.weight == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("expected_error", "labelled", "rise", "stops"),
+    [
+        (5.0, 200, 2.5, False),
+        (5.0, 200, 3.0, True),
+        (5.0, 50, 4.0, False),
+        (5.0, 50, 6.0, True),
+        (40.0, 200, 6.5, True),
+    ],
+)
+def test_what_harms_depends_on_what_stage_1_expects_and_on_the_number_of_samples(expected_error, labelled, rise, stops):
+    stopping = EarlyStopping(torch.nn.Linear(3, 2), 6.0, labelled)
+    stopping.expected_error = expected_error
+    assert stopping.stop(rise, torch.nn.Linear(3, 2)) is stops
 
 
 def test_a_stage_2_that_harms_is_ended_with_the_network_before(monkeypatch):
