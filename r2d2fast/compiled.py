@@ -20,6 +20,7 @@ def step(
     logits: Tensor, index: Tensor, bank: Bank, options: StepOptions, statistics: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
     """The loss and its gradient, while ``torch.compile`` traces."""
+    scalars = options[:4]  # torch 2.10 cannot trace a property of a named tuple
     return torch.ops.r2d2fast.d2_step(
         logits.detach(),
         index,
@@ -31,8 +32,8 @@ def step(
         bank.label_scale,
         bank.rounding,
         bank.seed,
-        [_number(scalar) for scalar in options.scalars],
-        [_tensor(scalar) for scalar in options.scalars],
+        [_number(scalar) for scalar in scalars],
+        [_tensor(scalar) for scalar in scalars],
         *options[4:],
         backend,
     )

@@ -23,6 +23,10 @@ def takes_cpu_tensors(name):
 
 
 CPU_SIDE = [name for name in NAMES if takes_cpu_tensors(name)]
+if "triton" in CPU_SIDE:
+    from tests.kernels.interpreter import patch_interpreter
+
+    patch_interpreter()
 COMPILERS = pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 
 

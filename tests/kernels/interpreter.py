@@ -13,9 +13,21 @@ from triton.runtime.interpreter import GridExecutor, InterpretedFunction, Interp
 
 @functools.cache
 def patch_interpreter() -> None:
+    _squeeze_numbers()
     _round_bfloat16_to_nearest()
     _patch_the_language_once_a_launch()
     _stay_inside_the_tensors()
+
+
+def _squeeze_numbers() -> None:
+    """Triton 3.6 makes numbers of arrays with one element, which NumPy 2.4 refuses; later versions squeeze them first."""
+    theirs = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, scope):
+        theirs(tensor, scope)
+        tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
 
 
 def _round_bfloat16_to_nearest() -> None:
