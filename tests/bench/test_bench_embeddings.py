@@ -47,7 +47,7 @@ def test_the_command_fits_in_processes_of_their_own_and_writes_all_of_it(folder,
         here = fit_here(folder, one.estimator, one.labels, one.seed)
         assert (one.test_error, one.unlabelled_error) == (here.test_error, here.unlabelled_error)
         assert 0 < one.memory < 300e6
-    assert command.table(fits, 0).splitlines()[2] in printed
+    assert command.table(fits, np.load(folder / "train.npy").nbytes).splitlines()[2] in printed
 
 
 def test_an_unknown_estimator_is_named(folder):
