@@ -41,7 +41,6 @@ def check_values(config: Config, shape: tuple[int, ...], ranks: int) -> None:
             from_zero["--stage2.weight-decay"] = (two.weight_decay,)
         if two.labelled_error_limit is not None:
             from_zero["--stage2.labelled-error-limit"] = (two.labelled_error_limit,)
-        _require(0 <= two.ema < 1, "--stage2.ema", two.ema, "at least 0 and below 1")
     if 3 in config.stages:
         from_zero["--stage3.lr"] = (three.lr,)
         from_one |= {"--stage3.epochs": three.epochs, "--stage3.batch": three.batch}
@@ -51,6 +50,12 @@ def check_values(config: Config, shape: tuple[int, ...], ranks: int) -> None:
         _require(good, flag, ",".join(map(str, values)), "at least 0, and finite as float32")
     _require(0 < config.label_scale <= LARGEST, "--label-scale", config.label_scale, "above 0, and finite as float32")
     _require(0 <= config.momentum < 1, "--momentum", config.momentum, "at least 0 and below 1")
+    if config.optimizer == "adamw":
+        usual = Config.momentum
+        _require(
+            config.momentum == usual, "--momentum", config.momentum, f"{usual} with --optimizer adamw, which has none"
+        )
+    _require(0 <= config.ema < 1, "--ema", config.ema, "at least 0 and below 1")
     if len(shape) > 1:
         side = min(shape[1:])
         _require(0 <= config.translate < side, "--translate", config.translate, f"0 to {side - 1} pixels")

@@ -103,7 +103,7 @@ def parse(arguments: list[str]) -> Config:
     value of one.
     """
     # The data set first, because its recipe gives the defaults of everything else.
-    (dataset, data_dir, goes_on), _ = tyro.cli(
+    (dataset, data_dir, optimizer, goes_on), _ = tyro.cli(
         _first, args=arguments, prog=PROGRAM, return_unknown_args=True, add_help=False
     )
     if dataset not in RECIPES:
@@ -113,15 +113,19 @@ def parse(arguments: list[str]) -> Config:
     # A flag that is only there where it changes the recipe may be that of a run whose recipe is not known yet.
     markers = () if goes_on else (tyro.conf.FlagCreatePairsOff,)
     read = partial(tyro.cli, Config, args=arguments, prog=PROGRAM, config=markers)
-    config = _checked(read(default=recipe_for(dataset, data_dir).config))
+    config = _checked(read(default=recipe_for(dataset, data_dir, optimizer).config))
     held = _held(config) if goes_on else None
     return config if held is None else _checked(read(default=held))
 
 
 def _first(
-    dataset: str = "digits", data_dir: Path = Path("data"), resume: bool = False, eval_only: bool = False
-) -> tuple[str, Path, bool]:
-    return dataset, data_dir, resume or eval_only
+    dataset: str = "digits",
+    data_dir: Path = Path("data"),
+    optimizer: str = "sgd",
+    resume: bool = False,
+    eval_only: bool = False,
+) -> tuple[str, Path, str, bool]:
+    return dataset, data_dir, optimizer, resume or eval_only
 
 
 def _held(config: Config) -> Config | None:

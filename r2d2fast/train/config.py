@@ -73,10 +73,6 @@ class Stage2:
     """The L2 penalty in this stage; None takes that of --weight-decay. Where many samples are labelled a smaller one does less
     harm: the D2 loss is only alpha times as steep as the cross entropy of the other stages."""
 
-    ema: float = 0.0
-    """Decay, a step, of an exponential moving average of the weights, which is what predicts, is evaluated, and remains when the
-    stage ends; 0 for none."""
-
     distribution_alignment: bool = False
     """Before predicted logits become pseudo-logits, shift those of each class so that the mean prediction over all unlabelled
     samples stays that of the first prediction (distribution alignment, Berthelot et al., ICLR 2020). Without, the shares of
@@ -260,11 +256,20 @@ class Config:
     """Where the pseudo-logits are: with device on the device; with pinned in host memory that the GPU's kernel works in; with a
     path, on a CPU, in a file that is mapped."""
 
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """What turns gradients into steps, in every stage: SGD, or AdamW with PyTorch's own betas. With adamw the recipe has other
+    learning rates and another weight decay."""
+
     momentum: float = 0.9
     """The Nesterov momentum of SGD in every stage."""
 
     weight_decay: float
-    """The L2 penalty on all parameters, in every stage unless --stage2.weight-decay says otherwise."""
+    """The L2 penalty on all parameters, in every stage unless --stage2.weight-decay says otherwise. That of AdamW is decoupled
+    from the gradient."""
+
+    ema: float = 0.0
+    """Decay, a step, of an exponential moving average of the weights, anew in each stage, such as 0.999: the average is what
+    predicts, is evaluated, and remains when the stage ends. 0 for none."""
 
     translate: int = 0
     """Shift images that are held in memory by up to so many pixels in each direction, as augmentation."""

@@ -17,7 +17,7 @@ from r2d2fast.train.config import Config
 from r2d2fast.train.evaluation import EVALUATION_BATCH
 from r2d2fast.train.load_data import load_data
 from r2d2fast.train.ranks import Ranks
-from r2d2fast.train.recipes import flags, recipe_for
+from r2d2fast.train.recipes import CHOSEN, flags, recipe_for
 from r2d2fast.train.schedule import Epoch, batch_size
 from r2d2fast.train.threads import cpu_threads
 from r2d2fast.train.trainer import Trainer
@@ -46,14 +46,14 @@ def scratch_trainer(config: Config, ranks: Ranks) -> Trainer:
 
 
 def _print_settings(config: Config, console: Console) -> None:
-    recipe = recipe_for(config.dataset, config.data_dir)
+    recipe = recipe_for(config.dataset, config.data_dir, config.optimizer)
     defaults = flags(recipe.config)
     table = Table(title="settings, and where they are from")
     for heading in ("setting", "value", "from"):
         table.add_column(heading, overflow="fold")  # and nothing is cut, however narrow the terminal
     for name, value in flags(config).items():
         if value != defaults[name] and name not in ("dry_run", "split"):
-            table.add_row(_flag(name), _text(value), "command line")
+            table.add_row(_flag(name), _text(value), CHOSEN)
         elif name in recipe.sources:
             table.add_row(_flag(name), _text(value), recipe.sources[name])
     console.print(table)
@@ -84,6 +84,11 @@ def _print_schedule(trainer: Trainer, console: Console) -> None:
 def _print_memory(trainer: Trainer, console: Console) -> None:
     parameters = list(trainer.model.parameters())
     network = sum(parameter.nbytes for parameter in parameters)
+    kept_too = {"sgd": ", and for momentum", "adamw": ", and twice as much for AdamW's moments"}[
+        trainer.config.optimizer
+    ]
+    if trainer.config.ema:
+        kept_too += ", and once more for averaged weights"
     largest = max(batch_size(trainer.config, stage) for stage in trainer.config.stages) // trainer.ranks.count
     images = trainer.data.train
     kept = (
@@ -92,7 +97,7 @@ def _print_memory(trainer: Trainer, console: Console) -> None:
     lines = (
         f"Images: {len(images)} of {' x '.join(map(str, images.shape))} to train on, {kept}.",
         f"Network: {sum(parameter.numel() for parameter in parameters)} parameters, {network} bytes; "
-        "as much again for gradients, and for momentum.",
+        f"as much again for gradients{kept_too}.",
         f"Bank: {len(trainer.unlabelled)} x {trainer.data.num_classes} pseudo-logits, {trainer.bank.nbytes} bytes on this rank.",
         f"Activations: about {_activation_bytes(trainer) * largest / 2**20:.1f} MiB for the {largest} images of a batch "
         "on each rank.",

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from r2d2fast.data import small_image_shape
 from r2d2fast.train.config import Config, Stage1, Stage2, Stage3
 
-PAPER, REFERENCE, OURS = "paper", "reference implementation", "ours"
+PAPER, REFERENCE, OURS, CHOSEN = "paper", "reference implementation", "ours", "command line"
+# Of the learning rates of SGD, what AdamW takes: 0.05 becomes PyTorch's default, 0.001. The weight decay is PyTorch's, too.
+ADAMW_LR, ADAMW_WEIGHT_DECAY = 0.02, 0.01
 
 
 class Recipe(NamedTuple):
@@ -35,7 +37,7 @@ def _recipe(name: str, settings: Settings) -> Recipe:
     config = Config(dataset=name, **values, stage1=kinds[0], stage2=kinds[1], stage3=kinds[2])
     sources = dict.fromkeys(("alpha", "beta", "class_loss"), PAPER)
     sources |= dict.fromkeys(("label_scale", "momentum"), REFERENCE)
-    switches = ("bn_groups", "input_noise", "weight_norm", "stage2.weight_decay", "stage2.ema")
+    switches = ("bn_groups", "input_noise", "weight_norm", "optimizer", "ema", "stage2.weight_decay")
     sources |= dict.fromkeys((*switches, "stage2.distribution_alignment", "stage2.labelled_error_limit"), OURS)
     return Recipe(config, sources | {flag: source for flag, (_, source) in settings.items()})
 
@@ -201,6 +203,7 @@ _RECIPES: dict[str, Settings] = {
         "feature_length": (10.0, OURS),
         "label_lr": (33280.0, OURS),  # an effective step of 4 for a batch of 832, five times the reference implementation's
         "weight_decay": (5e-4, OURS),
+        "ema": (0.99, OURS),
         "translate": (0, OURS),
         "flip": (False, OURS),
         "cutout": (0, OURS),
@@ -214,7 +217,6 @@ _RECIPES: dict[str, Settings] = {
         "stage2.repredict_epochs": ((4, 8, 12), OURS),
         "stage2.lrs": ((1.0, 1.0, 1.0, 1.0), OURS),
         "stage2.weight_decay": (5e-5, OURS),
-        "stage2.ema": (0.99, OURS),
         "stage2.distribution_alignment": (True, OURS),
         "stage2.labelled_error_limit": (6.0, OURS),
         "stage3.epochs": (5, OURS),
@@ -241,6 +243,23 @@ SMALL_FOLDER = _recipe(
 )
 
 
-def recipe_for(dataset: str, data_dir: Path) -> Recipe:
+def recipe_for(dataset: str, data_dir: Path, optimizer: str = "sgd") -> Recipe:
     """The recipe of a data set, for ``folder`` that of the kind of images in ``data_dir``. Raises KeyError for another name."""
-    return SMALL_FOLDER if dataset == "folder" and small_image_shape(data_dir) is not None else RECIPES[dataset]
+    small = dataset == "folder" and small_image_shape(data_dir) is not None
+    recipe = SMALL_FOLDER if small else RECIPES[dataset]
+    return _with_adamw(recipe) if optimizer == "adamw" else recipe
+
+
+def _with_adamw(recipe: Recipe) -> Recipe:
+    """Learning rates and weight decay in proportion to those of SGD."""
+    config = recipe.config
+    decay = config.stage2.weight_decay
+    ours = {
+        "stage1.lr": config.stage1.lr * ADAMW_LR,
+        "stage2.lrs": tuple(lr * ADAMW_LR for lr in config.stage2.lrs),
+        "stage2.weight_decay": decay and decay / config.weight_decay * ADAMW_WEIGHT_DECAY,
+        "stage3.lr": config.stage3.lr * ADAMW_LR,
+        "weight_decay": ADAMW_WEIGHT_DECAY,
+    }
+    sources = recipe.sources | dict.fromkeys(ours, OURS) | {"optimizer": CHOSEN}
+    return Recipe(override(config, {"optimizer": "adamw", **ours}), sources)

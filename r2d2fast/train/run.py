@@ -92,7 +92,7 @@ def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) ->
     trainer = Trainer(config, *load_data(config, ranks), ranks)
     values = read_values(path)
     _check_classes(values, trainer, directory)
-    # Within stage 2 the average of the weights is what is evaluated.
+    # Within a stage the average of the weights is what is evaluated.
     trainer.go_to(values["position"][0])
     load_tensors(path, {name: trainer.tensors()[name] for name in ("network", "averaged")}, ranks)
     with cpu_threads(trainer.threads):

@@ -61,7 +61,7 @@ class Trainer:
     Attributes:
         model: the network that is trained.
         early_stopping: of stage 2, where it has one, as long as that lasts; None otherwise.
-        averaged: the moving average of its weights, where stage 2 has one, as long as that lasts; None otherwise.
+        averaged: the moving average of its weights in the stage under way, if the configuration has one; None otherwise.
         schedule: all epochs of the run.
         position: in the schedule.
         history: the metrics of each epoch done.
@@ -170,6 +170,7 @@ class Trainer:
             self.predict()
         if epoch.last and self.averaged is not None:
             self.model.load_state_dict(self.averaged.model.state_dict())
+            self.averaged = None  # the next stage has another
         metrics = self._measure(epoch, mean_loss, batches, seconds) | {"stopped": stopped}
         self.history.append(metrics)
         following = list(range(self.position.epoch + 1, len(self.schedule)))
@@ -261,7 +262,7 @@ class Trainer:
             if self.averaged is not None:
                 # So that the first steps, in which the average would be all of the initial weights, count alike.
                 done = epoch.epoch * epoch.steps + step + 1
-                self.averaged.update(min(self.config.stage2.ema, done / (done + 1)))
+                self.averaged.update(min(self.config.ema, done / (done + 1)))
         self.losses[step] = loss
         self.position = Position(place, step + 1)
 
@@ -325,7 +326,8 @@ class Trainer:
     def tensors(self) -> dict[str, Any]:
         """The tensors of the state, which share memory with the trainer's; the bank's rows in the order of the partition."""
         state = self.optimizer.state
-        momentum = {n: state[p]["momentum_buffer"] for n, p in self.model.named_parameters() if state.get(p)}
+        names = self.model.named_parameters()
+        optimizer = {f"{name}.{key}": tensor for name, p in names for key, tensor in state.get(p, {}).items()}
         size = (len(self.unlabelled), self.data.num_classes)
         rows = self.bank.pseudo_logits
         if self.bank.host_rows is not None:
@@ -334,7 +336,7 @@ class Trainer:
             torch.cuda.synchronize()
         return {
             "network": self.model.state_dict(),
-            "momentum": momentum,
+            "optimizer": optimizer,
             "kept": {} if self.early_stopping is None else self.early_stopping.kept,
             "averaged": {} if self.averaged is None else self.averaged.model.state_dict(),
             "bank": self.ranks.shard(rows, size),
@@ -403,14 +405,16 @@ class Trainer:
         steps = self.schedule[epoch].steps if epoch < len(self.schedule) else 0
         self.losses = torch.zeros(steps, device=self.ranks.device)
         self.stopwatch = Stopwatch(self.ranks.device)
-        in_stage2 = epoch < len(self.schedule) and self.schedule[epoch].stage == 2
-        if not in_stage2:
-            self.averaged = self.early_stopping = None
-        elif self.config.stage2.ema and self.averaged is None:
+        over = epoch == len(self.schedule)
+        if over:
+            self.averaged = None
+        elif self.config.ema and self.averaged is None:
             self.averaged = WeightAverage(self.model)
         self.evaluator.model = self.model if self.averaged is None else self.averaged.model
         limit = self.config.stage2.labelled_error_limit
-        if in_stage2 and limit is not None and self.early_stopping is None:
+        if over or self.schedule[epoch].stage != 2:
+            self.early_stopping = None
+        elif limit is not None and self.early_stopping is None:
             self.early_stopping = EarlyStopping(self.model, limit, len(self.labelled))
         self._began = time.perf_counter()
         self._seconds_before = 0.0  # of this epoch, in the process that this one resumes

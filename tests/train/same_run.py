@@ -36,7 +36,11 @@ def state(directory):
         whole = Path(elsewhere) / "whole.pt"
         dcp_to_torch_save(path, whole)
         saved = torch.load(whole)
-    parts = {**saved["network"], **{f"momentum/{name}": one for name, one in saved["momentum"].items()}}
+    parts = {
+        **saved["network"],
+        **saved["optimizer"],
+        **{f"averaged/{key}": one for key, one in saved["averaged"].items()},
+    }
     return without_times(read_values(path)), {**parts, "bank": saved["bank"]}
 
 

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from r2d2fast.train import dry_run
+from r2d2fast.train import cli, dry_run
 from r2d2fast.train.dry_run import print_plan
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.ranks import Ranks
@@ -64,6 +64,22 @@ def test_settings_are_shown_with_where_they_are_from():
     assert len(set(shown)) == len(shown)
     assert set(shown) >= {"--" + name.replace("_", "-") for name in RECIPES["digits"].sources}
     assert not {"--dry-run", "--split", "--dataset"} & set(shown)
+
+
+@pytest.mark.usefixtures("quick")
+def test_adamw_has_learning_rates_of_its_own():
+    lines = plan(replace(cli.parse(["--optimizer=adamw", "--ema=0.99"]), device="cpu"))
+    for line in (
+        "--optimizer adamw command line",
+        "--ema 0.99 command line",
+        "--stage1.lr 0.001 ours",
+        "--stage2.lrs 0.0024,0.0024,0.0016,0.0008,8e-05 ours",
+        "--weight-decay 0.01 ours",
+        "--stage2.weight-decay None ours",
+        "Network: 24058 parameters, 96232 bytes; as much again for gradients, and twice as much for AdamW's moments, and once "
+        "more for averaged weights.",
+    ):
+        assert line in lines
 
 
 @pytest.mark.usefixtures("quick")

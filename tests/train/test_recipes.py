@@ -41,13 +41,14 @@ NETWORK = {"backbone": "shake26-96", "bn_groups": 1, "input_noise": False, "weig
 AUGMENTATION = {"translate": 4, "border": "reflect", "flip": True, "cutout": 16}
 BATCHES = {"unlabelled_batch": 384, "labelled_batch": 128}
 CIFAR10 = {
-    **{"num_labels": 4000, "stages": (1, 2, 3), "momentum": 0.9, "weight_decay": 2e-4},
+    **{"num_labels": 4000, "stages": (1, 2, 3), "weight_decay": 2e-4},
+    **{"optimizer": "sgd", "momentum": 0.9, "ema": 0.0},
     **LOSS,
     **NETWORK,
     **AUGMENTATION,
     **stage(1, epochs=300, batch=40, lr=0.05, cosine_epochs=350),
     **stage(2, epochs=600, **BATCHES, repredict_epochs=(300, 375, 450, 525), repredict=True, lrs=LRS),
-    **stage(2, weight_decay=None, ema=0.0, distribution_alignment=False, labelled_error_limit=None),
+    **stage(2, weight_decay=None, distribution_alignment=False, labelled_error_limit=None),
     **stage(3, epochs=50, batch=512, lr=0.01, hard_labels="repredict"),
 }
 CONVLARGE = CIFAR10 | {"backbone": "convlarge"}

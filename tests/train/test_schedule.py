@@ -144,6 +144,7 @@ def test_a_stage_that_is_not_run_may_have_any_settings(stages, changes):
         ("weight_decay", BAD, (0.0, 3e38), "at least 0, and finite"),
         ("label_scale", (0.0, -1.0, math.nan, math.inf, 1e39), (1e-3, 10.0), "above 0, and finite"),
         ("momentum", (-0.1, 1.0, 1.5, math.nan, math.inf), (0.0, 0.99), "at least 0 and below 1"),
+        ("ema", (-0.1, 1.0, math.nan), (0.0, 0.999), "at least 0 and below 1"),
         ("translate", (-1, 8, 100), (0, 7), "0 to 7 pixels"),
         ("cutout", (-1, -16), (0, 1, 100), "at least 0 pixels"),
         ("checkpoint_minutes", (0.0, -1.0, math.nan), (1e-3, math.inf), "above 0"),

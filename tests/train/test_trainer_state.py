@@ -60,7 +60,7 @@ def loaded(config, state):
     assert targets.keys() == tensors.keys()
     for name in ("bank", "bank_sums"):
         targets[name].copy_(tensors[name])
-    for name in ("network", "momentum"):
+    for name in ("network", "optimizer", "averaged"):
         assert targets[name].keys() == tensors[name].keys()
         for key, target in targets[name].items():
             target.copy_(tensors[name][key])
@@ -89,6 +89,7 @@ KINDS = {
     "bank of 16 bits": {"bank_dtype": "bfloat16"},
     "pseudo-labels kept for stage 3": {"stage3": replace(CONFIG.stage3, hard_labels="pseudo")},
     "float16": {"precision": "float16"},
+    "AdamW and averaged weights": {"optimizer": "adamw", "ema": 0.9},
 }
 # At first: steps are skipped until it has come down, in stage 2.
 OVERFLOWING = 2.0**26

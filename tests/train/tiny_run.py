@@ -59,7 +59,7 @@ def train_killed_at_write(arguments):
 def tensors(number):
     return {
         "network": {"weight": torch.full((100,), float(number)), "count": torch.tensor(number)},
-        "momentum": {},
+        "optimizer": {},
         "bank": torch.full((50, 3), -float(number)),
     }
 

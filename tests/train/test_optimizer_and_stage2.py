@@ -1,4 +1,4 @@
-"""Averaged weights, distribution alignment and early stopping of stage 2."""
+"""Averaged weights, and distribution alignment and early stopping of stage 2."""
 
 import copy
 import json
@@ -11,6 +11,7 @@ from r2d2fast import PseudoLabelBank
 from r2d2fast.train.alignment import Alignment
 from r2d2fast.train.averaging import WeightAverage
 from r2d2fast.train.early_stopping import EarlyStopping
+from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.ranks import Ranks
 from tests.train.small_data import CONFIG, assert_same_run, make_trainer, trainer_after
 
@@ -19,7 +20,9 @@ def with_stage2(**settings):
     return replace(CONFIG, stage2=replace(CONFIG.stage2, **settings))
 
 
-ALL = with_stage2(ema=0.9, distribution_alignment=True, labelled_error_limit=100.0, weight_decay=1e-4)
+ALL = replace(
+    with_stage2(distribution_alignment=True, labelled_error_limit=100.0, weight_decay=1e-4), ema=0.9, optimizer="adamw"
+)
 
 
 def test_the_average_follows_the_weights():
@@ -32,17 +35,41 @@ def test_the_average_follows_the_weights():
     torch.testing.assert_close(average.model.weight, before + 0.25)
 
 
-def test_stage_2_ends_with_the_average():
-    trainer, plain = trainer_after(5, with_stage2(ema=0.9)), trainer_after(5)
+def same(one, other):
+    return all(torch.equal(one[name], tensor) for name, tensor in other.items())
+
+
+@pytest.mark.parametrize("last", [1, 5, 7], ids=["stage 1", "stage 2", "stage 3"])
+def test_a_stage_ends_with_the_average_of_its_weights_and_the_next_one_has_another(last):
+    trainer = trainer_after(last, replace(CONFIG, ema=0.9))
     assert trainer.evaluator.model is trainer.averaged.model
-    average = copy.deepcopy(trainer.averaged.model.state_dict())
-    assert any(not torch.equal(average[name], tensor) for name, tensor in trainer.model.state_dict().items())
+    assert not same(trainer.averaged.model.state_dict(), trainer.model.state_dict())
+    average = trainer.averaged.model
     trainer.run_epoch()
-    assert trainer.averaged is None
-    assert trainer.evaluator.model is trainer.model
-    assert any(not torch.equal(average[name], tensor) for name, tensor in trainer.model.state_dict().items())
-    plain.run_epoch()
-    assert not torch.equal(trainer.model[-1].weight, plain.model[-1].weight)
+    assert same(average.state_dict(), trainer.model.state_dict())
+    if last < 7:
+        assert trainer.averaged.model is not average
+        assert same(average.state_dict(), trainer.averaged.model.state_dict())
+    else:
+        assert trainer.evaluator.model is trainer.model
+
+
+def test_adamw_takes_the_schedule_s_learning_rate_and_weight_decay_and_pytorch_s_betas():
+    trainer = make_trainer(replace(CONFIG, optimizer="adamw", weight_decay=0.03))
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    (group,) = trainer.optimizer.param_groups
+    assert (group["betas"], group["weight_decay"]) == (torch.optim.AdamW([torch.zeros(1)]).defaults["betas"], 0.03)
+    trainer.train(trainer.batches()[:1])
+    # The first step of Adam is the learning rate, whatever the gradient; the weight decay comes to it.
+    for old, new in zip(before, trainer.model.parameters(), strict=True):
+        step = (new.detach() - old * (1 - CONFIG.stage1.lr * 0.03)).abs().max().item()
+        assert step == pytest.approx(CONFIG.stage1.lr, rel=0.01)
+
+
+def test_adamw_has_no_momentum_to_set():
+    with pytest.raises(ConfigError, match=r"--momentum 0.5: must be 0.9 with --optimizer adamw, which has none"):
+        make_trainer(replace(CONFIG, optimizer="adamw", momentum=0.5))
 
 
 def test_aligned_predictions_keep_the_shares_of_the_first():
@@ -91,7 +118,7 @@ def test_what_harms_depends_on_what_stage_1_expects_and_on_the_number_of_samples
 
 
 def test_a_stage_2_that_harms_is_ended_with_the_network_before(monkeypatch):
-    trainer = trainer_after(2, with_stage2(labelled_error_limit=6.0, ema=0.9))
+    trainer = trainer_after(2, replace(with_stage2(labelled_error_limit=6.0), ema=0.9))
     first = copy.deepcopy(trainer.model.state_dict())
     errors = iter([0.0, 50.0])
     monkeypatch.setattr(trainer, "_labelled_error", lambda: next(errors))
