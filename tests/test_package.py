@@ -207,6 +207,29 @@ def test_without_triton_it_imports_and_says_so():
     assert "available=False, detail='triton is not installed; pip install triton'" in status.stdout
 
 
+@pytest.mark.slow  # imports everything
+def test_every_module_imports_where_what_is_posix_s_own_is_missing():
+    """As on Windows, as far as that can be shown elsewhere; and the loader takes its batches without POSIX's signals."""
+    code = """
+import importlib, os, pkgutil, signal, sys
+for module in ("crypt", "curses", "fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"):
+    sys.modules[module] = None
+del os.posix_fallocate, os.sysconf, signal.pthread_sigmask, signal.SIGCHLD
+import r2d2fast
+for module in pkgutil.walk_packages(r2d2fast.__path__, "r2d2fast."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+        print(module.name)
+from r2d2fast.data.order import Batch
+from r2d2fast.data.photographs.workers import load_batches
+index = r2d2fast.bank.torch.arange(2)
+print(list(load_batches(len, [Batch(index, None, 2)], workers=0)))
+"""
+    imported = run(sys.executable, "-W", "ignore", "-c", code)
+    assert imported.returncode == 0, imported.stderr
+    assert {"r2d2fast.train.run_directory", "r2d2fast.data.partial_folder", "[3]"} <= set(imported.stdout.splitlines())
+
+
 def test_built_but_broken_is_another_message(tmp_path):
     source = copy_without_extension(tmp_path)
     suffix = run(sys.executable, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))").stdout.strip()

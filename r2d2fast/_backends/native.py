@@ -31,7 +31,7 @@ def _load(name: str, what: str, needs: str) -> Library:
         return Library(None, f"{what} were built, but do not load ({error}); {rebuild}")
 
 
-cpu = _load("_C", "the C++ kernels", "a C++17 compiler installed")
+cpu = _load("_C", "the C++ kernels", "a C++17 compiler, GCC or Clang, installed")
 cuda = _load(
     "_cuda", "the CUDA kernels", "nvcc of CUDA 12.4 or later on PATH (R2D2FAST_CUDA=1 makes its absence an error)"
 )

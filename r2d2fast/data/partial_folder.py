@@ -1,11 +1,12 @@
 """Folders that appear only when all of them is on the disk."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from r2d2fast.data.errors import DataError
 from r2d2fast.files import sync_directory
@@ -21,26 +22,26 @@ def partial_folder(dest: Path, resumable: bool = False) -> Iterator[Path]:
     partial = dest.with_name(dest.name + ".partial")
     with writing(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(dest.with_name(dest.name + ".lock"), "w")  # noqa: SIM115
-    with lock:
+        lock = FileLock(dest.with_name(dest.name + ".lock"), blocking=False)
         try:
-            # Held by the process, so that one that is killed lets it go.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire()  # of the process, so that one that is killed lets it go
+        except Timeout:
             raise DataError(f"another process is writing to {dest}; wait for it, or name another destination") from None
-        try:
-            with writing(dest):
-                if not resumable:
-                    shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(exist_ok=resumable)
-            yield partial
-            with writing(dest):
-                os.rename(partial, dest)
-                sync_directory(dest.parent)
-        finally:
+    try:
+        with writing(dest):
             if not resumable:
                 shutil.rmtree(partial, ignore_errors=True)
-            os.unlink(lock.name)
+            partial.mkdir(exist_ok=resumable)
+        yield partial
+        with writing(dest):
+            os.rename(partial, dest)
+            sync_directory(dest.parent)
+    finally:
+        if not resumable:
+            shutil.rmtree(partial, ignore_errors=True)
+        with suppress(PermissionError):  # Windows keeps the name of a file that is open
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 @contextmanager

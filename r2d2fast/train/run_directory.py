@@ -1,7 +1,5 @@
 """A run's own directory: whose run it holds, and the files in it."""
 
-import errno
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from r2d2fast.data import DataError, Dataset, read_split, write_split
@@ -155,18 +154,17 @@ def locked(path: Path, ranks: Ranks, flag: str) -> Iterator[None]:
 
 def _lock(path: Path, flag: str, held: ExitStack) -> None:
     try:
-        file = held.enter_context(path.open("a"))
         # Of the process, and gone with it: loader processes that outlive a killed one for seconds do not hold it.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.enter_context(FileLock(path, blocking=False))
+    except Timeout as error:
+        raise ConfigError(
+            f"another process that trains has locked {path}: wait for it or end it, or name another {flag}"
+        ) from error
     except OSError as error:
         if error.filename is not None:
             raise ConfigError(
                 f"{flag} {path}: cannot be written ({error.strerror}); make its folder, mend its permissions, free some space, "
                 "or name another"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise ConfigError(
-                f"another process that trains has locked {path}: wait for it or end it, or name another {flag}"
             ) from error
 
 

@@ -11,6 +11,9 @@ import time
 import pytest
 from same_run import assert_same_run
 
+from r2d2fast.train.ranks import Ranks
+from r2d2fast.train.run_directory import locked
+
 
 def test_a_run_directory_that_holds_a_run_is_refused_without_resume(finished, train_here, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
@@ -63,8 +66,25 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, train_here, monkey
     def refuse(*arguments):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert train_here("--stages", "1", "--run-dir", tmp_path / "run") == 0
+
+
+def test_loader_processes_that_outlive_a_killed_run_do_not_hold_its_lock(tmp_path):
+    path = tmp_path / "lock"
+    run = os.fork()
+    if run == 0:
+        with locked(path, Ranks(), "--run-dir"):
+            loader = os.fork()
+            if loader == 0:
+                time.sleep(60)
+            (tmp_path / "loader").write_text(str(loader))
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(run, 0)
+    loader = int((tmp_path / "loader").read_text())
+    os.kill(loader, 0)  # it lives
+    with locked(path, Ranks(), "--run-dir"):
+        os.kill(loader, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "checkpoint.previous", "results.json", "metrics.jsonl"])

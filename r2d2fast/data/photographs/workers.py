@@ -99,8 +99,11 @@ def _as_it_is(batch: Loaded) -> Loaded:
 def _termination_left_to_the_trainer() -> Iterator[None]:
     """Processes that start in the context do not hear SIGTERM, which schedulers send to all processes of a job at once.
 
-    The trainer, which then saves a checkpoint, would find its loader dead: 1 of 4 runs ended without one.
+    The trainer, which then saves a checkpoint, would find its loader dead: 1 of 4 runs ended without one. Windows sends none.
     """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
@@ -144,8 +147,8 @@ def _child_signal_kept() -> Iterator[None]:
     It would raise in the middle of whatever training does when a worker dies; the loader finds out by itself when it is asked for
     a batch.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Here PyTorch installs none.
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield  # Here, and on Windows, PyTorch installs none.
         return
     before = signal.getsignal(signal.SIGCHLD)
     yield
