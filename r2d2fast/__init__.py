@@ -3,15 +3,14 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from r2d2fast._backends import BackendStatus, backends
-from r2d2fast.bank import PseudoLabelBank
-from r2d2fast.errors import BackendError, BankError
-from r2d2fast.indexed import with_index
-from r2d2fast.loss import FusedD2Loss, d2_loss, d2_step
-
 if TYPE_CHECKING:
+    from r2d2fast._backends import BackendStatus, backends
+    from r2d2fast.bank import PseudoLabelBank
     from r2d2fast.data.sharded import ShardedBatchSampler, ShardedPseudoLabelBank
+    from r2d2fast.errors import BackendError, BankError
     from r2d2fast.estimator import R2D2Classifier
+    from r2d2fast.indexed import with_index
+    from r2d2fast.loss import FusedD2Loss, d2_loss, d2_step
     from r2d2fast.predict import load_run
 
 __all__ = [
@@ -31,16 +30,29 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Imported when they are asked for: the loss alone needs neither torchvision nor scikit-learn, which take seconds to import.
-_LAZY = {
-    "R2D2Classifier": "r2d2fast.estimator",
-    "ShardedBatchSampler": "r2d2fast.data.sharded",
-    "ShardedPseudoLabelBank": "r2d2fast.data.sharded",
-    "load_run": "r2d2fast.predict",
+# Imported when they are asked for: PyTorch takes seconds, for which no --help needs to wait, and the loss alone needs neither
+# torchvision nor scikit-learn, which take seconds more.
+_MODULES = {
+    "_backends": ("BackendStatus", "backends"),
+    "bank": ("PseudoLabelBank",),
+    "data.sharded": ("ShardedBatchSampler", "ShardedPseudoLabelBank"),
+    "errors": ("BackendError", "BankError"),
+    "estimator": ("R2D2Classifier",),
+    "indexed": ("with_index",),
+    "loss": ("FusedD2Loss", "d2_loss", "d2_step"),
+    "predict": ("load_run",),
+    "reference": (),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    for module, names in _MODULES.items():
+        if name == module or name in names:
+            found = importlib.import_module(f"{__name__}.{module}")
+            globals()[name] = value = found if name == module else getattr(found, name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,7 +7,6 @@ from r2d2fast.data.folder import load_folder, load_imagenet
 from r2d2fast.data.order import Batch, BatchSampler, consecutive_batches, mixed_steps, shuffled_steps
 from r2d2fast.data.photographs.images import PhotographImages
 from r2d2fast.data.photographs.options import PhotographOptions
-from r2d2fast.data.photographs.tree import TEST_FRACTION
 from r2d2fast.data.photographs.workers import LoaderError
 from r2d2fast.data.preprocessing import Preprocessing
 from r2d2fast.data.random_numbers import derive_seed, uniform
@@ -19,7 +18,6 @@ from r2d2fast.data.split import split_labels
 from r2d2fast.data.split_files import read_split, write_split
 
 __all__ = [
-    "TEST_FRACTION",
     "Augmentation",
     "Batch",
     "BatchSampler",

@@ -24,11 +24,13 @@ from r2d2fast.data.order import Batch, consecutive_batches
 from r2d2fast.data.partial_folder import partial_folder, writing
 from r2d2fast.data.photographs.decode import BadImageError
 from r2d2fast.data.photographs.images import Load
-from r2d2fast.data.photographs.options import OnBadImage, PhotographOptions
+from r2d2fast.data.photographs.options import PhotographOptions
 from r2d2fast.data.photographs.packed import is_packed, open_packed
-from r2d2fast.data.photographs.tree import TEST_FRACTION, Part, Tree, read_tree
+from r2d2fast.data.photographs.tree import Part, Tree, read_tree
 from r2d2fast.data.photographs.workers import LoaderError, load_batches
 from r2d2fast.files import replace_file
+from r2d2fast.help_texts import description, with_help_texts
+from r2d2fast.image_options import TEST_FRACTION, OnBadImage
 from r2d2fast.models import FeatureExtractor, make_feature_extractor
 
 PROGRAM = "python -m r2d2fast.data.embed"
@@ -40,6 +42,7 @@ SECONDS_BETWEEN_SAVES = 5.0
 Precision = Literal["float32", "bfloat16"]
 
 
+@with_help_texts
 @dataclass(frozen=True)
 class Arguments:
     """Write the embeddings of images, what a pretrained network makes of each, as a data set to train a classifier on
@@ -371,25 +374,28 @@ def _json(values: dict[str, Any]) -> bytes:
 
 def main(arguments: list[str] | None = None) -> int:
     """Embed as the command line says; the exit status: 0 done, 1 it cannot be done, 2 no such flag, 130 interrupted."""
-    chosen = tyro.cli(Arguments, args=arguments, prog=PROGRAM, config=(tyro.conf.FlagCreatePairsOff,))
+    about = description(Arguments)
+    chosen = tyro.cli(
+        Arguments, args=arguments, prog=PROGRAM, description=about, config=(tyro.conf.FlagCreatePairsOff,)
+    )
     try:
-        about = embed(chosen)
+        made = embed(chosen)
     except (DataError, LoaderError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    for name, count in about["images"].items():
-        skipped = about["skipped"][name]
-        print(f"{name}: {count} images x {about['features']} numbers, {about['dtype']}, {len(skipped)} skipped")
+    for name, count in made["images"].items():
+        skipped = made["skipped"][name]
+        print(f"{name}: {count} images x {made['features']} numbers, {made['dtype']}, {len(skipped)} skipped")
         for image, reason in skipped.items():
             print(f"  {image}: {reason}")
-    if about["held_out"]:
+    if made["held_out"]:
         print(
-            f"{about['held_out']} labelled images are the test part, since the source has none; --test-fraction changes how many"
+            f"{made['held_out']} labelled images are the test part, since the source has none; --test-fraction changes how many"
         )
-    print(f"computed in {about['precision']}; python -m r2d2fast.train --dataset embeddings --data-dir {chosen.dest}")
+    print(f"computed in {made['precision']}; python -m r2d2fast.train --dataset embeddings --data-dir {chosen.dest}")
     return 0
 
 

@@ -9,8 +9,9 @@ from r2d2fast.data.errors import DataError
 from r2d2fast.data.photographs.images import PhotographImages
 from r2d2fast.data.photographs.options import PhotographOptions
 from r2d2fast.data.photographs.packed import is_packed, open_packed
-from r2d2fast.data.photographs.tree import TEST_FRACTION, TESTS, TRAIN, Tree, read_tree
+from r2d2fast.data.photographs.tree import TESTS, TRAIN, Tree, read_tree
 from r2d2fast.data.small_folder import load_small_images, small_image_shape
+from r2d2fast.image_options import TEST_FRACTION
 
 _DEFAULTS = PhotographOptions()
 

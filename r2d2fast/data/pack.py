@@ -9,14 +9,15 @@ from typing import Annotated
 import tyro
 
 from r2d2fast.data.errors import DataError
-from r2d2fast.data.photographs.options import OnBadImage
 from r2d2fast.data.photographs.packing import QUALITY, SHORT_SIDE, pack
-from r2d2fast.data.photographs.tree import TEST_FRACTION
 from r2d2fast.data.photographs.workers import LoaderError
+from r2d2fast.help_texts import description, with_help_texts
+from r2d2fast.image_options import TEST_FRACTION, OnBadImage
 
 PROGRAM = "python -m r2d2fast.data.pack"
 
 
+@with_help_texts
 @dataclass(frozen=True)
 class Arguments:
     """Write a one-off copy of an image folder that loads more than twice as fast."""
@@ -48,7 +49,10 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> int:
     """Pack as the command line says; the exit status: 0 done, 1 it cannot be done, 2 no such flag, 130 interrupted."""
-    chosen = tyro.cli(Arguments, args=arguments, prog=PROGRAM, config=(tyro.conf.FlagCreatePairsOff,))
+    about = description(Arguments)
+    chosen = tyro.cli(
+        Arguments, args=arguments, prog=PROGRAM, description=about, config=(tyro.conf.FlagCreatePairsOff,)
+    )
     try:
         header = pack(
             chosen.source,

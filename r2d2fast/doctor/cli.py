@@ -18,6 +18,7 @@ from r2d2fast.doctor.behaviour import CHECKS
 from r2d2fast.doctor.findings import Findings, Target
 from r2d2fast.doctor.inputs import StepInputs, step_inputs
 from r2d2fast.doctor.speed import Speed, measure, workloads
+from r2d2fast.help_texts import with_help_texts
 from r2d2fast.testing import Expected, compare, expect
 
 PROGRAM = "python -m r2d2fast.doctor"
@@ -37,6 +38,7 @@ _ON_CPU = ("reference", "cpu")
 """Triton's interpreter would take hours: it has to be asked for."""
 
 
+@with_help_texts
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     quick: bool = False

@@ -15,7 +15,9 @@ from r2d2fast.experiments.figure2 import draw_figure2
 from r2d2fast.experiments.paper import FIGURE2_DATASET, TABLES, figure2_variants
 from r2d2fast.experiments.results import TableResults, VariantResults
 from r2d2fast.experiments.runs import Repetition, Run
+from r2d2fast.help_texts import with_help_texts
 from r2d2fast.train import cli
+from r2d2fast.train.command import prepared
 from r2d2fast.train.config import Config, Integers
 from r2d2fast.train.dry_run import duration
 from r2d2fast.train.errors import ConfigError
@@ -48,6 +50,7 @@ The flags of python -m r2d2fast.train are accepted, too, and hold for every run:
 --stage2.epochs ..."""
 
 
+@with_help_texts
 @dataclass(frozen=True)
 class Arguments:
     dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -91,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def act() -> None:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        with cli.prepared(next(iter(options.configs.values()))) as (ranks, console):
+        with prepared(next(iter(options.configs.values()))) as (ranks, console):
             (_estimate if options.dry_run else _run)(options, ranks, console)
 
     return cli.exit_status(PROGRAM, act)

@@ -20,6 +20,7 @@ from r2d2fast.data import DataError, LoaderError
 from r2d2fast.data.embeddings import embedding_files, read_embedding_file
 from r2d2fast.data.photographs.tree import LABEL_FILE, read_labels
 from r2d2fast.files import replacing
+from r2d2fast.help_texts import description, with_help_texts
 from r2d2fast.predict.inputs import Inputs, paths_in
 from r2d2fast.predict.trained_run import Predictions, RunError, load_run
 from r2d2fast.tables import counted, csv_rows, probability
@@ -31,6 +32,7 @@ HEADER = ("name", "class", "probability")
 NAMED = 20
 
 
+@with_help_texts
 @dataclass(frozen=True)
 class Arguments:
     """Print the class of each image or embedding, found by the network of a finished run: lines of name, class and probability,
@@ -58,7 +60,7 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> int:
     """Predict as the command line (default: the process's) says; the exit status."""
-    chosen = tyro.cli(Arguments, args=arguments, prog=PROGRAM)
+    chosen = tyro.cli(Arguments, args=arguments, prog=PROGRAM, description=description(Arguments))
     try:
         return _predict(chosen)
     except (RunError, DataError, LoaderError, TrainingError, ValueError) as error:

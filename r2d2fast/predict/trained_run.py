@@ -10,7 +10,7 @@ import safetensors
 import torch
 
 from r2d2fast.data import Images, Preprocessing
-from r2d2fast.data.photographs.options import OnBadImage
+from r2d2fast.image_options import OnBadImage
 from r2d2fast.models import load_pretrained, make_model
 from r2d2fast.predict.inputs import Inputs, open_inputs
 from r2d2fast.train.evaluation import EVALUATION_BATCH, Evaluator, most_probable

@@ -2,6 +2,9 @@
 
 import sys
 
-from r2d2fast.report.cli import main
+from r2d2fast.interruption import quietly_interrupted
+
+with quietly_interrupted("python -m r2d2fast.report"):
+    from r2d2fast.report.cli import main
 
 sys.exit(main())

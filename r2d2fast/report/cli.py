@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from r2d2fast.help_texts import description, with_help_texts
 from r2d2fast.report.errors import ReportError
 from r2d2fast.report.gallery import image_loader
 from r2d2fast.report.groups import make_groups
@@ -18,6 +19,7 @@ from r2d2fast.train.files import write_atomically
 PROGRAM = "python -m r2d2fast.report"
 
 
+@with_help_texts
 @dataclass(frozen=True)
 class Arguments:
     """Report on any set of runs of python -m r2d2fast.train, finished or not: one HTML page that needs no network, and beside
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: done; 1: no report, or one that lacks runs that could not be read, which are named; 2: the command line does not fit.
     """
-    chosen = tyro.cli(Arguments, args=arguments, prog=PROGRAM)
+    chosen = tyro.cli(Arguments, args=arguments, prog=PROGRAM, description=description(Arguments))
     if not chosen.directories or chosen.output.suffix == ".md":
         wrong = (
             f"--output {chosen.output}: that is the table's name" if chosen.directories else "no run directory named"

@@ -1,12 +1,8 @@
-import os
 import sys
 
-from r2d2fast.train.cli import main
+from r2d2fast.interruption import quietly_interrupted
 
-status = main()
-if "LOCAL_RANK" in os.environ:
-    # Under torchrun a thread of PyTorch's now and then aborts the process while Python ends, when everything is written.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-sys.exit(status)
+with quietly_interrupted("python -m r2d2fast.train"):
+    from r2d2fast.train.cli import main
+
+sys.exit(main())

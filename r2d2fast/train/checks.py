@@ -5,11 +5,10 @@ from dataclasses import fields
 import torch
 
 from r2d2fast.data import mixed_steps, shuffled_steps
-from r2d2fast.train.config import Config
+from r2d2fast.train.config import SEEDS, Config
 from r2d2fast.train.errors import ConfigError
 
 LARGEST = torch.finfo(torch.float32).max
-SEEDS = 2**62
 
 
 def check_values(config: Config, shape: tuple[int, ...], ranks: int) -> None:

@@ -1,30 +1,31 @@
 """The command line: ``python -m r2d2fast.train``."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import field, make_dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import get_type_hints
 
-import torch
 import tyro
-from rich.console import Console
 
-from r2d2fast.data import DataError
-from r2d2fast.data.photographs.workers import LoaderError
-from r2d2fast.train.checks import SEEDS
-from r2d2fast.train.config import Config
-from r2d2fast.train.dry_run import print_plan
+from r2d2fast.help_texts import description, docstring, field_texts
+from r2d2fast.interruption import quietly_interrupted
+from r2d2fast.train.config import SEEDS, Config
 from r2d2fast.train.errors import ConfigError, LostRankError, TrainingError
-from r2d2fast.train.ranks import Ranks, join_ranks
 from r2d2fast.train.recipes import RECIPES, recipe_for
-from r2d2fast.train.run import evaluate, run
-from r2d2fast.train.run_directory import CONFIG, read_config
-from r2d2fast.train.summary import print_errors, print_runs, print_summary
+
+# PyTorch takes seconds to import. What needs it is imported when the command line has been read, so that --help is there at once.
 
 PROGRAM = "python -m r2d2fast.train"
+HELP_ALL = "--help-all"
+# What --help explains, and in this order; --help-all explains all flags.
+FIRST_FLAGS = (
+    *("dataset", "data_dir", "num_labels", "test_fraction", "run_dir", "dry_run", "resume", "seed", "runs", "stages"),
+    *("device", "backbone", "pretrained", "image_size", "on_bad_image"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,8 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def act() -> None:
         config = parse(sys.argv[1:] if arguments is None else arguments)
-        with prepared(config) as (ranks, console):
-            _act(config, ranks, console)
+        with quietly_interrupted(PROGRAM):
+            from r2d2fast.train.command import carry_out
+        carry_out(config)
 
     return exit_status(PROGRAM, act)
 
@@ -42,7 +44,7 @@ def exit_status(program: str, act: Callable[[], None]) -> int:
     """Call ``act``, say on standard error what stopped it, and return the exit status of ``program``.
 
     0: done; 1: the run could not go on; 2: the command line or the run directory does not fit; 130: interrupted;
-    143: stopped by SIGTERM, with a checkpoint.
+    141: nobody reads what it prints; 143: stopped by SIGTERM, with a checkpoint.
     """
     try:
         act()
@@ -51,48 +53,22 @@ def exit_status(program: str, act: Callable[[], None]) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LostRankError):
             print(f"{program}: {error}", file=sys.stderr)
         return error.status
-    except (DataError, LoaderError) as error:
-        # Met by the rank whose image or loader it is.
-        print(f"{program}: {error}", file=sys.stderr)
-        return TrainingError.status
     except KeyboardInterrupt:
         print(f"{program}: interrupted; the same command with --resume goes on", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read has read enough; what Python would still write at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        from r2d2fast.train.failures import in_words
+
+        words = in_words(error)
+        if words is None:
+            raise
+        print(f"{program}: {words}", file=sys.stderr)
+        return TrainingError.status
     return 0
-
-
-@contextmanager
-def prepared(config: Config) -> Iterator[tuple[Ranks, Console]]:
-    """The processes of a run and a console, which is quiet on all ranks but the first; PyTorch set as ``config`` says."""
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
-        torch.use_deterministic_algorithms(True)
-    else:
-        torch.backends.cudnn.benchmark = True  # images of one size, batches of few
-    with join_ranks(config.device) as ranks:
-        yield ranks, Console(quiet=not _is_first())
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _act(config: Config, ranks: Ranks, console: Console) -> None:
-    if config.dry_run:
-        print_plan(config, ranks, console)
-        return
-    finished = []
-    for number in range(config.runs):
-        one = _of_run(config, number)
-        directory = _directory(one, number)
-        if config.eval_only:
-            print_errors(evaluate(one, directory, console, ranks), directory, console)
-            continue
-        results = run(one, directory, console, ranks)
-        print_summary(results, directory, console)
-        finished.append(results)
-    if config.runs > 1 and not config.eval_only:
-        print_runs(finished, console)
 
 
 def parse(arguments: list[str]) -> Config:
@@ -110,12 +86,26 @@ def parse(arguments: list[str]) -> Config:
         raise ConfigError(
             f"--dataset {dataset}: unknown; accepted: {', '.join(RECIPES)}. {PROGRAM} --help lists the flags"
         )
+    recipe = recipe_for(dataset, data_dir, optimizer).config
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        _print_help(recipe)
     # A flag that is only there where it changes the recipe may be that of a run whose recipe is not known yet.
     markers = () if goes_on else (tyro.conf.FlagCreatePairsOff,)
-    read = partial(tyro.cli, Config, args=arguments, prog=PROGRAM, config=markers)
-    config = _checked(read(default=recipe_for(dataset, data_dir, optimizer).config))
+    words = ["--help" if word == HELP_ALL else word for word in arguments]
+    read = partial(tyro.cli, Config, args=words, prog=PROGRAM, description=description(Config), config=markers)
+    config = _checked(read(default=recipe))
     held = _held(config) if goes_on else None
     return config if held is None else _checked(read(default=held))
+
+
+def _print_help(recipe: Config) -> None:
+    """Explain FIRST_FLAGS, and exit."""
+    types, texts = get_type_hints(Config, include_extras=True), field_texts(Config)
+    of_first = [(name, types[name], field(default=getattr(recipe, name))) for name in FIRST_FLAGS]
+    first = make_dataclass("First", of_first)
+    first.__doc__ = docstring("", {name: texts[name] for name in FIRST_FLAGS})
+    about = description(Config, f"These are the flags that are needed most; {HELP_ALL} explains all.")
+    tyro.cli(first, args=["--help"], prog=PROGRAM, description=about, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def _first(
@@ -130,8 +120,10 @@ def _first(
 
 def _held(config: Config) -> Config | None:
     """The configuration of the run that ``config`` goes on with, or of the first of several that is there."""
+    from r2d2fast.train.run_directory import CONFIG, read_config
+
     for number in range(config.runs):
-        directory = _directory(_of_run(config, number), number)
+        directory = run_directory(of_run(config, number), number)
         held = read_config(directory)
         if held is not None:
             assert held.split is not None
@@ -144,7 +136,8 @@ def _held(config: Config) -> Config | None:
     return None
 
 
-def _of_run(config: Config, number: int) -> Config:
+def of_run(config: Config, number: int) -> Config:
+    """The configuration of one of --runs, from 0."""
     assert config.split is not None
     return replace(config, seed=config.seed + number, split=config.split + number)
 
@@ -161,7 +154,8 @@ def _checked(config: Config) -> Config:
     return replace(config, split=split)
 
 
-def _directory(config: Config, number: int) -> Path:
+def run_directory(config: Config, number: int) -> Path:
+    """The directory of that run, whose own configuration is ``config``."""
     if config.run_dir is None:
         labels = config.split_file.stem if config.split_file else f"labels{config.num_labels}-split{config.split}"
         return Path(f"runs/{config.dataset}-{labels}-seed{config.seed}")

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from r2d2fast.data import TEST_FRACTION
-from r2d2fast.data.photographs.options import Decoder, OnBadImage
+from r2d2fast.help_texts import with_help_texts
+from r2d2fast.image_options import TEST_FRACTION, Decoder, OnBadImage
 
 
 def _comma_separated(convert: Callable[[str], Any]) -> Any:
@@ -26,10 +26,14 @@ def _comma_separated(convert: Callable[[str], Any]) -> Any:
     )
 
 
+SEEDS = 2**62
+"""Seeds, and numbers of splits, are below it."""
+
 Integers = Annotated[tuple[int, ...], _comma_separated(int)]
 Numbers = Annotated[tuple[float, ...], _comma_separated(float)]
 
 
+@with_help_texts
 @dataclass(frozen=True, kw_only=True)
 class Stage1:
     """Stage 1: supervised, labelled samples only."""
@@ -47,6 +51,7 @@ class Stage1:
     """Number of epochs after which the cosine reaches zero; it is at least --stage1.epochs."""
 
 
+@with_help_texts
 @dataclass(frozen=True, kw_only=True)
 class Stage2:
     """Stage 2: D2 up to the first reprediction, R2 from there on. Momentum is kept throughout."""
@@ -87,6 +92,7 @@ class Stage2:
     """Learning rates, comma separated: the first holds until the first reprediction, each other one from a reprediction on."""
 
 
+@with_help_texts
 @dataclass(frozen=True, kw_only=True)
 class Stage3:
     """Stage 3: fine-tuning on hard labels of all samples."""
@@ -105,6 +111,7 @@ class Stage3:
     in the reference implementation; with pseudo the class of the learned pseudo-label, as in the paper."""
 
 
+@with_help_texts
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Train a network with few labels by R2-D2 (Wang & Wu, AAAI 2020), in three stages: supervised; D2 with repeated

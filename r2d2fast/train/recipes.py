@@ -8,7 +8,6 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from r2d2fast.data import small_image_shape
 from r2d2fast.train.config import Config, Stage1, Stage2, Stage3
 
 PAPER, REFERENCE, OURS, CHOSEN = "paper", "reference implementation", "ours", "command line"
@@ -245,8 +244,12 @@ SMALL_FOLDER = _recipe(
 
 def recipe_for(dataset: str, data_dir: Path, optimizer: str = "sgd") -> Recipe:
     """The recipe of a data set, for ``folder`` that of the kind of images in ``data_dir``. Raises KeyError for another name."""
-    small = dataset == "folder" and small_image_shape(data_dir) is not None
-    recipe = SMALL_FOLDER if small else RECIPES[dataset]
+    recipe = RECIPES[dataset]
+    if dataset == "folder":
+        from r2d2fast.data import small_image_shape  # it brings PyTorch with it, for which no --help needs to wait
+
+        if small_image_shape(data_dir) is not None:
+            recipe = SMALL_FOLDER
     return _with_adamw(recipe) if optimizer == "adamw" else recipe
 
 

@@ -15,7 +15,7 @@ def one_thread(threads):
 @pytest.fixture(scope="session")
 def start_run():
     """Starts a tiny run in a process of its own, which can be killed: start_run(*arguments)."""
-    with starting("r2d2fast.train.cli") as start:
+    with starting("r2d2fast.train.command") as start:
         yield lambda *arguments, target=train_with_a_checkpoint_each_epoch: start(target, *arguments)
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -16,11 +18,11 @@ from r2d2fast.train.recipes import RECIPES, flags
 
 
 @pytest.mark.parametrize("dataset", ["digits", "cifar10"])
-def test_help_gives_every_flag_its_meaning_and_says_where_the_sources_are(dataset, capsys, monkeypatch):
+def test_help_all_gives_every_flag_its_meaning_and_says_where_the_sources_are(dataset, capsys, monkeypatch):
     # Narrow enough for one box below another, wide enough that no flag named within a help text begins a line.
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as exit_info:
-        cli.main(["--dataset", dataset, "--help"])
+        cli.main(["--dataset", dataset, "--help-all"])
     assert exit_info.value.code == 0
     text = "\n".join(line.strip("│ ") for line in capsys.readouterr().out.splitlines())
     head, *parts = re.split(r"^(?=--[a-z])", text, flags=re.MULTILINE)
@@ -35,6 +37,47 @@ def test_help_gives_every_flag_its_meaning_and_says_where_the_sources_are(datase
         meaning = re.fullmatch(r"--\S+ (?:[A-Z{]\S* )?(.+\.) \(default: .*\).*", line)
         assert meaning, line
         assert len(meaning[1].split()) >= 4, line
+
+
+def test_help_is_short_fits_the_terminal_and_names_the_way_to_the_rest(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["--dataset", "cifar10", "--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 80
+    assert re.findall(r"^\W*--([a-z][a-z-]*)", text, re.MULTILINE) == [
+        name.replace("_", "-") for name in cli.FIRST_FLAGS
+    ]
+    assert "--help-all explains all" in " ".join(text.split())
+    assert "(default: 4000)" in text
+    # One paragraph, whose lines end where the terminal does: that of --dataset has four lines in the source.
+    _, *of_dataset = re.split("--(?:dataset STR|data-dir)", text)[1].splitlines()
+    assert min(len(line.rstrip("|│ ")) for line in of_dataset[:-3]) > 60
+
+
+# Tells when PyTorch is imported, by an interrupt from the keyboard.
+INTERRUPTED_AT_TORCH = """
+import os, runpy, signal, sys
+class AtTorch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, AtTorch())
+runpy.run_module("r2d2fast.train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "error"),
+    [(["--help"], 0, ""), (["--device", "cpu"], 130, "python -m r2d2fast.train: interrupted\n")],
+)
+def test_help_needs_no_pytorch_and_an_interrupt_while_it_is_imported_prints_no_traceback(arguments, status, error):
+    command = [sys.executable, "-c", INTERRUPTED_AT_TORCH, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, error)
 
 
 def test_an_unknown_data_set_is_named_with_the_accepted_ones_and_the_way_out(capsys):

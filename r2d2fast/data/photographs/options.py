@@ -1,12 +1,11 @@
 """How photographs become batches."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from r2d2fast.data.photographs.crop import Interpolation
+from r2d2fast.image_options import Decoder, OnBadImage
 
-OnBadImage = Literal["error", "skip"]
-Decoder = Literal["cpu", "dali"]
 # Of ImageNet's training images, in units of the full range; what networks trained on it expect.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

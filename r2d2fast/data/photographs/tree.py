@@ -13,13 +13,12 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.names import Names
+from r2d2fast.image_options import TEST_FRACTION
 
 LABEL_FILE = "labels.txt"
 TRAIN = "train"
 # The first that is there: ImageNet's own test/ has no labels.
 TESTS = ("val", "test")
-TEST_FRACTION = 0.2
-"""Of the labelled images of each class, the share that a folder without a part for tests keeps for them."""
 LAYOUTS = f"""accepted:
   DIR/{TRAIN}/CLASS/*.jpg and DIR/{TESTS[0]}/CLASS/*.jpg (or {TESTS[1]}), a folder for each class;
   DIR/CLASS/*.jpg: of the labelled images, --test-fraction are held out to test on;
