@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 
 # Where there is no GPU, Triton's kernels run in its interpreter, which must be asked for before Triton is imported.
 if not torch.cuda.is_available():
@@ -30,13 +32,24 @@ BACKENDS = [
 ]
 
 
+def pytest_configure() -> None:
+    # Of a busy machine a deadline of Hypothesis would say that it is busy.
+    hypothesis.settings.register_profile("r2d2fast", deadline=None)
+    hypothesis.settings.load_profile("r2d2fast")
+    # The processes of `pytest -n auto` are as many as the cores already.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def cuda_host(request: pytest.FixtureRequest) -> Host:
     """The CUDA sources as they are, compiled for this processor."""
     reason = no_harness()
     if reason is not None:
         pytest.skip(f"the harness for CUDA sources {reason}")
-    return Host(build(SOURCES, request.config.cache.mkdir("cuda_host"), defines=DEFINES))
+    cache = request.config.cache.mkdir("cuda_host")
+    with FileLock(cache / "build.lock"):  # a minute, of which the other processes of `pytest -n` make use
+        return Host(build(SOURCES, cache, defines=DEFINES))
 
 
 @pytest.fixture(params=BACKENDS)

@@ -55,7 +55,7 @@ def test_many_rows(backend, rows, classes):
     check_step(backend, logits, index, bank, label_lr=40.0, normalizer=float(rows), update_normalizer=1.0)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_finite_logits_give_finite_results(backend, data):
     """Numerics."""

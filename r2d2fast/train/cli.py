@@ -1,5 +1,6 @@
 """The command line: ``python -m r2d2fast.train``."""
 
+import gc
 import os
 import signal
 import sys
@@ -68,6 +69,11 @@ def exit_status(program: str, act: Callable[[], None]) -> int:
             raise
         print(f"{program}: {words}", file=sys.stderr)
         return TrainingError.status
+    finally:
+        # DistributedDataParallel, in a cycle of references, keeps the process group and its threads. One of them that frees its
+        # last tensor while Python ends aborts the process, which torchrun takes for a failed run.
+        if "LOCAL_RANK" in os.environ:
+            gc.collect()
     return 0
 
 

@@ -38,7 +38,7 @@ def write_labels(trainer: Trainer, directory: Path, console: Console) -> None:
     path, ranks = directory / LABELS, trainer.ranks
     # Not the trainer's own, between whose batches a checkpoint may be written.
     evaluator = Evaluator(trainer.model, trainer.precision, ranks, lambda: None)
-    samples = torch.arange(len(trainer.labels))
+    count = len(trainer.labels)
     with ExitStack() as stack:
         files: list[BinaryIO] = []  # of rank 0
 
@@ -56,8 +56,9 @@ def write_labels(trainer: Trainer, directory: Path, console: Console) -> None:
                 stack.close()
 
         ranks.on_first(begin)
-        blocks = samples.split(ROWS)
-        for block in track(blocks, "labels", console=console, transient=True, disable=not console.is_terminal):
+        starts = range(0, count, ROWS)
+        for start in track(starts, "labels", console=console, transient=True, disable=not console.is_terminal):
+            block = torch.arange(start, min(start + ROWS, count))
             predicted = _predict(trainer, evaluator, block)
             ranks.on_first(lambda block=block, predicted=predicted: write(block, *predicted))  # type: ignore[misc]
         ranks.on_first(end)

@@ -22,6 +22,7 @@ from r2d2fast.train.ranks import Ranks, resolve_device
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+LISTING_THREADS = Path(__file__).with_name("train_and_list_threads.py")
 
 
 def start(*arguments: str | Path) -> subprocess.Popen:
@@ -32,6 +33,12 @@ def start(*arguments: str | Path) -> subprocess.Popen:
 
 def train_on_two(*arguments: str | Path) -> subprocess.Popen:
     return start("-m", "r2d2fast.train", *TINY, *arguments)
+
+
+def no_thread_of_gloo(output: str) -> bool:
+    """Whether, at their ends, both processes had none, which could abort them."""
+    ends = re.findall(r"rank \d ends with the threads (.*)", output)
+    return len(ends) == 2 and "gloo" not in " ".join(ends)
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
@@ -66,7 +73,8 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a tiny run on two ranks that nothing has interrupted."""
     directory = tmp_path_factory.mktemp("two") / "run"
-    finish(train_on_two("--run-dir", directory))
+    output = finish(start(LISTING_THREADS, *TINY, "--run-dir", directory))
+    assert no_thread_of_gloo(output), output
     return directory
 
 
@@ -105,14 +113,15 @@ def test_a_lost_rank_stops_the_run_within_seconds_and_it_resumes(finished: Path,
 @pytest.mark.slow
 def test_sigterm_to_torchrun_saves_and_stops_all_ranks(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    process = train_on_two("--run-dir", directory)
+    process = start(LISTING_THREADS, *TINY, "--run-dir", directory)
     # The file is there before rank 1 hears signals; with the first epoch in it both ranks have trained.
     wait_for(directory / "metrics.jsonl", process)
     while not metrics(directory):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     process.terminate()
-    process.communicate(timeout=120)
+    output = process.communicate(timeout=120)[0]
+    assert no_thread_of_gloo(output), output
     assert (directory / "checkpoint").exists()
     finish(train_on_two("--run-dir", directory, "--resume"))
     assert metrics(directory) == metrics(finished)
