@@ -157,7 +157,8 @@ def say_pure_python(reason):
     print(
         f"\nr2d2fast: the C++ kernels were not built ({reason}).\n"
         "r2d2fast: installing pure Python: everything works, the D2 step 40 to 90 times slower (measured on a CPU).\n"
-        "r2d2fast: install a C++17 compiler, GCC or Clang (Debian: apt-get install g++) and pybind11, and run pip install again.\n",
+        "r2d2fast: install a C++17 compiler, GCC or Clang (Debian: apt-get install g++), and pybind11, and run pip install\n"
+        "r2d2fast: again.\n",
         file=sys.stderr,
     )
 
