@@ -20,7 +20,9 @@ import tyro
 
 from bench.memory import process_memory
 from r2d2fast.data import Dataset, ResidentImages
+from r2d2fast.train import state
 from r2d2fast.train.checkpoint import save_checkpoint
+from r2d2fast.train.methods import R2D2
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
 from r2d2fast.train.trainer import Trainer
@@ -61,12 +63,14 @@ def measure(folder: Path) -> None:
     """Call it in a process of its own, because it limits the memory of the process."""
     limit = limited()
     one = trainer(folder)
-    print(f"bank: {one.bank.nbytes / 1e9:.2f} GB; limit: {limit}", flush=True)
+    method = one.method
+    assert isinstance(method, R2D2)
+    print(f"bank: {method.bank.nbytes / 1e9:.2f} GB; limit: {limit}", flush=True)
     for name, action in {
-        "prediction of all rows": one.predict,
+        "prediction of all rows": method.predict,
         f"{STEPS} steps": lambda: one.train(one.batches()[:STEPS]),
-        "hard labels": lambda: one.ownership.hard_labels(one.bank),
-        "checkpoint": lambda: save_checkpoint(folder, one.tensors(), one.values(), one.ranks),
+        "hard labels": method.hard_labels,
+        "checkpoint": lambda: save_checkpoint(folder, state.tensors(one), state.values(one), one.ranks),
     }.items():
         began = time.perf_counter()
         action()

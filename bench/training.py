@@ -17,6 +17,7 @@ from r2d2fast import machine
 from r2d2fast.data import Dataset, ResidentImages, load_dataset, load_folder
 from r2d2fast.tables import markdown_table
 from r2d2fast.train.config import Config
+from r2d2fast.train.methods import R2D2
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
 from r2d2fast.train.threads import cpu_threads
@@ -73,12 +74,13 @@ def _trainer(config: Config, dataset: Dataset) -> Trainer:
 
 def steps_of(trainer: Trainer, count: int) -> Callable[[], None]:
     """A function that takes ``count`` steps of stage 2 and reads the metrics at their end."""
-    epoch = trainer.position.epoch
+    epoch, method = trainer.position.epoch, trainer.method
+    assert isinstance(method, R2D2)
 
     def run() -> None:
         trainer.go_to(epoch)
         trainer.train(trainer.batches()[:count])
-        trainer.d2_loss.read_statistics()
+        method.d2_loss.read_statistics()
 
     return run
 

@@ -30,6 +30,7 @@ from r2d2fast.train.callback import Callback
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError, DivergenceError
 from r2d2fast.train.evaluation import EVALUATION_BATCH
+from r2d2fast.train.methods import R2D2
 from r2d2fast.train.progress import Reporter
 from r2d2fast.train.ranks import Ranks, resolve_device
 from r2d2fast.train.recipes import RECIPES
@@ -340,7 +341,8 @@ def _predict_unlabelled(trainer: Trainer) -> tuple[Tensor, Tensor]:
 
     In the memory of the bank, which may be as large as all others together and is needed no more.
     """
-    samples, rows = trainer.ownership.samples, trainer.bank.pseudo_logits
+    assert isinstance(trainer.method, R2D2)
+    samples, rows = trainer.ownership.samples, trainer.method.bank.pseudo_logits
     done = 0
     for index, logits in trainer.evaluator.logits(trainer.data.train, samples):
         rows[done : done + len(index)] = logits.softmax(1)

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from r2d2fast.files import sync_directory
 from r2d2fast.tables import counted
+from r2d2fast.train import state
 from r2d2fast.train.errors import TrainingError
 from r2d2fast.train.files import CURRENT, PREVIOUS, said_of_checkpoints, write_atomically, writing
 from r2d2fast.train.ranks import Ranks
@@ -62,10 +63,10 @@ class Checkpoints:
     def save(self, trainer: Trainer) -> None:
         """Write the trainer's state; every rank calls this. Raises TrainingError where it cannot be written."""
         began = self.at = time.monotonic()
-        values = trainer.values()
+        values = state.values(trainer)
         # Within an epoch nobody may have looked at the losses yet. The next look stops the run; the checkpoint stays good.
         if all(map(math.isfinite, values["losses"])):
-            save_checkpoint(self.directory, trainer.tensors(), values, trainer.ranks)
+            save_checkpoint(self.directory, state.tensors(trainer), values, trainer.ranks)
             self.at, self.epochs = time.monotonic(), trainer.position.epoch
             self.took = self.at - began
 

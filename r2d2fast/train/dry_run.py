@@ -16,6 +16,7 @@ from r2d2fast.train.callback import Callback
 from r2d2fast.train.config import Config
 from r2d2fast.train.evaluation import EVALUATION_BATCH
 from r2d2fast.train.load_data import load_data
+from r2d2fast.train.methods import R2D2
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import CHOSEN, flags, recipe_for
 from r2d2fast.train.schedule import Epoch, batch_size
@@ -40,8 +41,8 @@ def scratch_trainer(config: Config, ranks: Ranks) -> Trainer:
     # The file itself can be the bank of a run that is still training.
     scratch = replace(config, bank_storage=f"{config.bank_storage}.dry-run") if in_file else config
     trainer = Trainer(scratch, *load_data(scratch, ranks), ranks)
-    if isinstance(trainer.bank.storage, Path):
-        trainer.bank.storage.unlink()  # it stays mapped
+    if isinstance(trainer.method, R2D2) and isinstance(trainer.method.bank.storage, Path):
+        trainer.method.bank.storage.unlink()  # it stays mapped
     return trainer
 
 
@@ -98,7 +99,7 @@ def _print_memory(trainer: Trainer, console: Console) -> None:
         f"Images: {len(images)} of {' x '.join(map(str, images.shape))} to train on, {kept}.",
         f"Network: {sum(parameter.numel() for parameter in parameters)} parameters, {network} bytes; "
         f"as much again for gradients{kept_too}.",
-        f"Bank: {len(trainer.unlabelled)} x {trainer.data.num_classes} pseudo-logits, {trainer.bank.nbytes} bytes on this rank.",
+        *trainer.method.memory(),
         f"Activations: about {_activation_bytes(trainer) * largest / 2**20:.1f} MiB for the {largest} images of a batch "
         "on each rank.",
     )

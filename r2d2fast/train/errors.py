@@ -26,3 +26,7 @@ class PreemptedError(TrainingError):
     """The machine is taken away; a checkpoint has been written."""
 
     status = 143  # 128 + SIGTERM, as a shell says it
+
+
+DIVERGED = "the network has diverged: lower the learning rate of the stage and start in another --run-dir."
+"""What a DivergenceError ends with."""

@@ -31,14 +31,17 @@ class Moment(NamedTuple):
 
 
 def save_pseudo_labels(trainer: Trainer, directory: Path, moment: Moment) -> None:
-    """Write ``pseudo_labels/stageS-EEEEE-KIND.npz`` in the run directory; every rank calls this.
+    """Write ``pseudo_labels/stageS-EEEEE-KIND.npz`` in the run directory; every rank calls this. Nothing of a method
+    that learns none.
 
     ``classes``, int32 ``[M]``: argmax of the pseudo-label, −1 for a labelled sample; ``confidence``, float16 ``[M]``: its largest
     probability. Raises TrainingError where it cannot be written.
     """
-    classes = trainer.ownership.hard_labels(trainer.bank).cpu().int()
+    pseudo_labels = trainer.method.pseudo_labels()
+    if pseudo_labels is None:
+        return
+    classes, confidence = pseudo_labels[0].cpu().int(), pseudo_labels[1].cpu().half()
     classes[trainer.labelled] = -1
-    confidence = trainer.ownership.confidence(trainer.bank).cpu().half()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, classes=classes.numpy(), confidence=confidence.numpy())
     path = directory / PSEUDO_LABELS / f"stage{moment.stage}-{moment.epochs:05d}-{moment.kind}.npz"

@@ -48,6 +48,14 @@ class Ranks:
             dist.all_gather(parts, tensor)
         return torch.stack(parts)
 
+    def ungather(self, lines: list[list[float]]) -> Tensor:
+        """This rank's line of what :meth:`gather` gave, float64, on the CPU; of another number of ranks rank 0's is the sum, and
+        the others are zero."""
+        saved = torch.tensor(lines, dtype=torch.float64)
+        if len(saved) != self.count:
+            saved = torch.cat([saved.sum(0, True), torch.zeros(self.count - 1, saved.shape[1])])
+        return saved[self.rank]
+
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` holds on any rank; the hosts wait for each other, the devices do not."""
         return bool(self._reduce(flag, dist.ReduceOp.MAX))

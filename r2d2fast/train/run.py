@@ -34,6 +34,7 @@ from r2d2fast.train.run_directory import (
     open_directory,
     write_results,
 )
+from r2d2fast.train.state import load_values, tensors
 from r2d2fast.train.threads import cpu_threads
 from r2d2fast.train.trainer import Trainer
 
@@ -94,7 +95,7 @@ def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) ->
     _check_classes(values, trainer, directory)
     # Within a stage the average of the weights is what is evaluated.
     trainer.go_to(values["position"][0])
-    load_tensors(path, {name: trainer.tensors()[name] for name in ("network", "averaged")}, ranks)
+    load_tensors(path, {name: tensors(trainer)[name] for name in ("network", "averaged")}, ranks)
     with cpu_threads(trainer.threads):
         return trainer.evaluator.test_errors(trainer.data)
 
@@ -112,8 +113,8 @@ def _resume(trainer: Trainer, directory: Path, console: Console) -> None:
         return
     values = read_values(path)
     _check_classes(values, trainer, directory)
-    trainer.load_values(values)
-    load_tensors(path, trainer.tensors(), trainer.ranks)
+    load_values(trainer, values)
+    load_tensors(path, tensors(trainer), trainer.ranks)
     trainer.ranks.on_first(lambda: keep_good(path))
     epochs, step = trainer.position
     steps = f" and {counted(step, 'step')}" if step else ""

@@ -1,37 +1,28 @@
-"""The training loop: one for all three stages, which differ in data, targets and two switches."""
+"""The training loop: one for all stages and methods. A method says what the loss is; everything else is here."""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from r2d2fast import FusedD2Loss
 from r2d2fast.data import Augmentation, Batch, BatchSampler, Dataset, derive_seed
-from r2d2fast.tables import counted
-from r2d2fast.train.alignment import Alignment
 from r2d2fast.train.averaging import WeightAverage
-from r2d2fast.train.build import make_bank, make_network, make_optimizer
+from r2d2fast.train.build import make_network, make_optimizer
 from r2d2fast.train.callback import Callback
 from r2d2fast.train.checks import check_schedule, check_values
 from r2d2fast.train.config import Config
-from r2d2fast.train.early_stopping import EarlyStopping
-from r2d2fast.train.errors import ConfigError, DivergenceError
+from r2d2fast.train.errors import DIVERGED, DivergenceError
 from r2d2fast.train.evaluation import Evaluator, pseudo_label_error
+from r2d2fast.train.methods import R2D2, LossFunction, Method, Supervised
 from r2d2fast.train.ownership import Ownership
 from r2d2fast.train.precision import Precision
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.schedule import Epoch, batch_size, make_schedule
 from r2d2fast.train.stopwatch import Stopwatch
-from r2d2fast.train.theorems import TheoremMetrics
 from r2d2fast.train.threads import choose_threads, cpu_threads
-
-# Of logits [B, N], sample numbers [B] and the size of the global batch: the loss, and its gradient times the precision's scale.
-LossFunction = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 class Position(NamedTuple):
@@ -49,8 +40,9 @@ class Position(NamedTuple):
 class Trainer:
     """The state of a run on one rank, and what an epoch does to it. It writes no files: a callback may.
 
-    Everything random is a function of the seed and of what it is for (data.random_numbers, data.order), so that the state to save
-    is the network, the momentum, the bank, the position and what has been measured.
+    Stage 1 learns from the labelled samples; stages 2 and 3 belong to a method (:mod:`r2d2fast.train.methods`). Everything random
+    is a function of the seed and of what it is for (data.random_numbers, data.order), so that the state to save (state.py) is the
+    network, the momentum, what the method keeps, the position and what has been measured.
 
     Args:
         config: with ``split`` resolved.
@@ -59,9 +51,10 @@ class Trainer:
         ranks: the processes of the run.
 
     Attributes:
-        model: the network that is trained.
-        early_stopping: of stage 2, where it has one, as long as that lasts; None otherwise.
+        model: the network that is trained; ``network``, the same as it is called in training, compiled and parallel.
         averaged: the moving average of its weights in the stage under way, if the configuration has one; None otherwise.
+        method: whose stages 2 and 3 are.
+        ownership: which unlabelled samples are this rank's.
         schedule: all epochs of the run.
         position: in the schedule.
         history: the metrics of each epoch done.
@@ -112,20 +105,12 @@ class Trainer:
         self.precision = Precision(config.precision, device)
         self.optimizer = make_optimizer(config, self.model)
         self.averaged: WeightAverage | None = None
-        self.early_stopping: EarlyStopping | None = None
         self.evaluator = Evaluator(self.model, self.precision, ranks, lambda: self.callback.between_steps(self))
 
         self.sampler = BatchSampler(self.labelled, self.unlabelled, config.seed, ranks.rank, ranks.count)
         self.ownership = Ownership(labels, self.sampler, ranks)
-        bank_labels = self.ownership.bank_labels()
-        self.bank = ranks.on_all(lambda: make_bank(config, bank_labels, dataset.num_classes, ranks))
-        self.alignment = Alignment(self.bank, ranks) if config.stage2.distribution_alignment else None
-        self.d2_loss = FusedD2Loss(
-            self.bank, config.alpha, config.beta, config.label_lr, class_loss=config.class_loss, statistics=True
-        )
-        assert self.d2_loss.statistics is not None
-        self.statistics = self.d2_loss.statistics
-        self.theorems = TheoremMetrics(self.bank, config.alpha, config.beta, config.class_loss)
+        self.supervised = Supervised(self)
+        self.method: Method = R2D2(self)
         self._begin_epoch(0)
 
     # ------------------------------------------------------------------------------------------- the loop
@@ -146,28 +131,22 @@ class Trainer:
         return metrics
 
     def _run_epoch(self) -> tuple[Epoch, dict[str, Any]]:
-        """The epoch, which is the last of its stage where the stage is stopped early, and its metrics."""
+        """The epoch, which is the last of its stage where the method ends it early, and its metrics."""
         epoch = self.schedule[self.position.epoch]
+        method = self._method_of(epoch)
         if self.position.step == 0:
             if epoch.epoch == 0:
                 # Momentum belongs to a stage; in stage 2 it is kept over repredictions and changes of the learning rate.
                 self.optimizer = make_optimizer(self.config, self.model)
-            if epoch.predicts:
-                self.predict()
-                if epoch.epoch == 0 and self.early_stopping is not None:
-                    self.early_stopping.first_error = self._labelled_error()
-                    confidence = self.ownership.confidence(self.bank)[self.unlabelled.to(self.ranks.device)]
-                    self.early_stopping.expected_error = 100 * (1 - confidence.mean().item())
-                self.callback.predicted(self)
+            method.before_epoch(epoch)
         batches = self.batches()[self.position.step :]
         began = time.perf_counter()
         self.train(batches)
         mean_loss = self._check_losses()
         seconds = time.perf_counter() - began
-        stopped = self._stops(epoch)
+        stopped = method.stops(epoch)
         if stopped:
             epoch = replace(epoch, last=True)
-            self.predict()
         if epoch.last and self.averaged is not None:
             self.model.load_state_dict(self.averaged.model.state_dict())
             self.averaged = None  # the next stage has another
@@ -179,40 +158,8 @@ class Trainer:
         self._begin_epoch(next(iter(following), len(self.schedule)))
         return epoch, metrics
 
-    def _stops(self, epoch: Epoch) -> bool:
-        """Whether stage 2 ends here, before the next prediction or at its last epoch, because it harms."""
-        if self.early_stopping is None:
-            return False
-        if not epoch.last and not self.schedule[self.position.epoch + 1].predicts:
-            return False
-        return self.early_stopping.stop(self._labelled_error(), self.evaluator.model)
-
-    def _labelled_error(self) -> float:
-        """Error in percent on the labelled samples, as evaluation sees them; every rank calls this."""
-        wrong = torch.zeros((), dtype=torch.int64, device=self.ranks.device)
-        for index, logits in self.evaluator.logits(self.data.train, self.labelled[self.ranks.part(len(self.labelled))]):
-            wrong += (logits.argmax(1) != self.labels[index].to(wrong.device)).sum()
-        return 100 * self.ranks.sum_(wrong).item() / len(self.labelled)
-
-    def predict(self) -> None:
-        """Give every unlabelled sample the network's own logits as pseudo-logits: eval mode, no augmentation, aligned where the
-        configuration says so.
-
-        The samples are dealt to the ranks anew, each of which predicts its own.
-        """
-        self.ownership.deal(self._last_prediction())
-        finite = True
-        for index, logits in self.evaluator.logits(self.data.train, self.ownership.samples):
-            if torch.isfinite(logits).all():
-                self.bank.predict_(self.ownership.local[index.to(self.ranks.device)], logits)
-            else:  # on to the end, where all ranks hear of it
-                finite = False
-        if self.ranks.any(not finite):
-            done = counted(self.position.epoch, "epoch")
-            raise DivergenceError(f"predicted logits are not finite after {done}; {DIVERGED}")
-        if self.alignment is not None and self.schedule[self.position.epoch].stage == 2:
-            self.alignment.align_()
-        self.theorems.predicted()
+    def _method_of(self, epoch: Epoch) -> Method:
+        return self.supervised if epoch.stage == 1 else self.method
 
     def batches(self) -> list[Batch]:
         """This rank's batches of the epoch under way, all of them."""
@@ -222,14 +169,14 @@ class Trainer:
         if epoch.stage == 3:
             return list(self.sampler.shuffled(torch.arange(len(self.labels)), config.stage3.batch, number))
         sizes = config.stage2.unlabelled_batch, config.stage2.labelled_batch
-        return list(self.sampler.mixed(sizes, number, epoch.epoch, self._last_prediction()))
+        return list(self.sampler.mixed(sizes, number, epoch.epoch, self.last_prediction()))
 
     def train(self, batches: list[Batch]) -> None:
         """Take a step for each of ``batches``, those that come next in the epoch under way."""
         if not batches:
             return
         epoch = self.schedule[self.position.epoch]
-        loss_function = self._loss_function(epoch)
+        loss_function = self._method_of(epoch).loss_function(epoch)
         cutout = 0 if epoch.stage == 2 else self.config.cutout
         augmentation = Augmentation(self.config.translate, self.config.border, self.config.flip, cutout)
         loaded = self.data.train.batches(batches, augmentation, self.config.seed)
@@ -270,38 +217,13 @@ class Trainer:
         own = self.config.stage2.weight_decay if stage == 2 else None
         return self.config.weight_decay if own is None else own
 
-    def _loss_function(self, epoch: Epoch) -> LossFunction:
-        """Each rank divides by its share of the global batch, as gradients are averaged over ranks."""
-        if epoch.stage == 2:
-            return self._d2
-        # Stage 1 draws no unlabelled sample, and the pseudo-labels of a large bank take long to read.
-        targets = self.labels.to(self.ranks.device) if epoch.stage == 1 else self.ownership.hard_labels(self.bank)
-
-        def cross_entropy(logits: Tensor, index: Tensor, total: int) -> tuple[Tensor, Tensor]:
-            leaf = logits.requires_grad_()
-            loss = F.cross_entropy(leaf.float(), targets[index], reduction="sum") * (self.ranks.count / total)
-            (grad,) = torch.autograd.grad(loss * self.precision.scale(), leaf)
-            return loss.detach(), grad
-
-        return cross_entropy
-
-    def _d2(self, logits: Tensor, index: Tensor, total: int) -> tuple[Tensor, Tensor]:
-        self.d2_loss.normalizer = total / self.ranks.count
-        self.d2_loss.update_normalizer = float(total)
-        local = self.ownership.local[index]
-        loss, grad = self.d2_loss.step(logits, local, self.precision.scale())
-        if self.position.step == len(self.losses) - 1:
-            self.theorems.measure(logits, local)
-        return loss, grad
-
     def _measure(self, epoch: Epoch, mean_loss: float, batches: list[Batch], seconds: float) -> dict[str, Any]:
         """The metrics of an epoch whose last ``batches`` this process has trained in so many seconds."""
         errors = self.evaluator.test_errors(self.data)
         label_error = None
         # A bank of a million samples takes a second to look through: not where the result is that nobody knows.
-        if epoch.stage > 1 and self.knows_unlabelled:
-            hard_labels = self.ownership.hard_labels(self.bank)
-            label_error = pseudo_label_error(hard_labels, self.unlabelled, self.data.train_labels)
+        if epoch.stage > 1 and self.knows_unlabelled and (labels := self.method.hard_labels()) is not None:
+            label_error = pseudo_label_error(labels, self.unlabelled, self.data.train_labels)
         metrics = {
             "stage": epoch.stage,
             "epoch": epoch.epoch,
@@ -314,120 +236,43 @@ class Trainer:
             "images_per_second": sum(batch.global_size for batch in batches) / seconds if batches else None,
             "outside_network": self.stopwatch.share_outside(seconds),
             "bad_images": self.ranks.total(len(self.data.train.bad_images)),
+            **self._method_of(epoch).metrics(epoch),
         }
-        if epoch.stage == 2:
-            self.ranks.sum_(self.statistics)
-            metrics |= self.d2_loss.read_statistics() | self.theorems.read(self.ranks)
         # From the end of the epoch before, so that their sum counts predictions and checkpoints too.
-        return metrics | {"seconds": self._seconds()}
+        return metrics | {"seconds": self.seconds()}
 
-    # ------------------------------------------------------------------------------------------- state
-
-    def tensors(self) -> dict[str, Any]:
-        """The tensors of the state, which share memory with the trainer's; the bank's rows in the order of the partition."""
-        state = self.optimizer.state
-        names = self.model.named_parameters()
-        optimizer = {f"{name}.{key}": tensor for name, p in names for key, tensor in state.get(p, {}).items()}
-        size = (len(self.unlabelled), self.data.num_classes)
-        rows = self.bank.pseudo_logits
-        if self.bank.host_rows is not None:
-            # As a GPU's tensor they would be copied on the GPU first, since they have gaps, and it may be smaller than the bank.
-            rows = self.bank.host_rows
-            torch.cuda.synchronize()
-        return {
-            "network": self.model.state_dict(),
-            "optimizer": optimizer,
-            "kept": {} if self.early_stopping is None else self.early_stopping.kept,
-            "averaged": {} if self.averaged is None else self.averaged.model.state_dict(),
-            "bank": self.ranks.shard(rows, size),
-            "bank_sums": self.ranks.shard(self.theorems.sums, (len(self.unlabelled), 1)),
-        }
-
-    def values(self) -> dict[str, Any]:
-        """The rest of the state, as plain values for JSON."""
-        return {
-            "position": self.position,
-            "history": self.history,
-            "losses": self._mean_losses().tolist(),
-            "statistics": self.ranks.gather(self.statistics).tolist(),
-            "theorems": self.ranks.gather(self.theorems.measured).tolist(),
-            "seconds": self._seconds(),
-            "early_stopping": None if self.early_stopping is None else self.early_stopping.values(),
-            "class_shares": None if self.alignment is None else self.alignment.values(),
-            "updates": int(self.bank.updates),
-            "scaler": self.precision.scaler.state_dict(),
-            "precision": self.precision.name,
-            "threads": self.threads,
-            "classes": list(self.data.class_names),
-        }
-
-    def load_values(self, values: dict[str, Any]) -> None:
-        """Take over what :meth:`values` gave; then the tensors can be loaded into those that :meth:`tensors` gives.
-
-        Raises ConfigError where --threads is not the number with which the run began.
-        """
-        # On another number of ranks the last bits are others anyway.
-        if len(values["statistics"]) == self.ranks.count:
-            if self.config.threads not in (0, values["threads"]):
-                raise ConfigError(
-                    f"--threads {self.config.threads}: this run began with {values['threads']}, on which its results depend; "
-                    "go on without the flag, or name another --run-dir"
-                )
-            self.threads = values["threads"]
-        self.history = values["history"]
-        epoch, step = values["position"]
-        self.go_to(epoch)
-        # On another number of ranks an epoch can be a step or two shorter.
-        step = min(step, len(self.losses))
-        self.position = Position(epoch, step)
-        self.losses[:step] = torch.tensor(values["losses"][:step])
-        for name, sums in (("statistics", self.statistics), ("theorems", self.theorems.measured)):
-            saved = torch.tensor(values[name], dtype=torch.float64)
-            if len(saved) != self.ranks.count:
-                saved = torch.cat([saved.sum(0, True), torch.zeros(self.ranks.count - 1, saved.shape[1])])
-            sums.copy_(saved[self.ranks.rank])
-        self._seconds_before = values["seconds"]
-        self.bank.updates.fill_(values["updates"])
-        if self.early_stopping is not None:
-            self.early_stopping.load_values(values["early_stopping"])
-        if self.alignment is not None:
-            self.alignment.load_values(values["class_shares"])
-        if values["scaler"]:  # not if auto was another precision on the machine before
-            self.precision.scaler.load_state_dict(values["scaler"])
+    # ------------------------------------------------------------------------------------------- where the run is
 
     def go_to(self, epoch: int) -> None:
         """Go to the beginning of an epoch of the schedule, whatever has been trained."""
         self._begin_epoch(epoch)
-        self.ownership.deal(self._last_prediction())
+        self.ownership.deal(self.last_prediction())
 
     def _begin_epoch(self, epoch: int) -> None:
         self.position = Position(epoch, 0)
         steps = self.schedule[epoch].steps if epoch < len(self.schedule) else 0
         self.losses = torch.zeros(steps, device=self.ranks.device)
         self.stopwatch = Stopwatch(self.ranks.device)
-        over = epoch == len(self.schedule)
-        if over:
+        stage = self.schedule[epoch].stage if epoch < len(self.schedule) else None
+        if stage is None:
             self.averaged = None
         elif self.config.ema and self.averaged is None:
             self.averaged = WeightAverage(self.model)
         self.evaluator.model = self.model if self.averaged is None else self.averaged.model
-        limit = self.config.stage2.labelled_error_limit
-        if over or self.schedule[epoch].stage != 2:
-            self.early_stopping = None
-        elif limit is not None and self.early_stopping is None:
-            self.early_stopping = EarlyStopping(self.model, limit, len(self.labelled))
+        self.method.at_stage(stage)
         self._began = time.perf_counter()
-        self._seconds_before = 0.0  # of this epoch, in the process that this one resumes
+        self.seconds_before = 0.0  # of this epoch, in the process that this one resumes
 
-    def _seconds(self) -> float:
-        return self._seconds_before + time.perf_counter() - self._began
+    def seconds(self) -> float:
+        """Of the epoch under way, up to now."""
+        return self.seconds_before + time.perf_counter() - self._began
 
     def _number(self, epoch: int) -> int:
         """The number of an epoch in a run of all stages, on which what is random in it depends: so stages 2 and 3 do the same
         after a stage 1 of their own and after that of another run."""
         return epoch if 1 in self.config.stages else self.config.stage1.epochs + epoch
 
-    def _last_prediction(self) -> int:
+    def last_prediction(self) -> int:
         """The number in a run of all stages of the epoch with the last prediction up to now, 0 if there was none."""
         begun = enumerate(self.schedule[: self.position.epoch + 1])
         return max((self._number(place) for place, epoch in begun if epoch.predicts), default=0)
@@ -437,13 +282,13 @@ class Trainer:
         if self.ranks.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _mean_losses(self) -> Tensor:
+    def mean_losses(self) -> Tensor:
         """Of the steps so far, over the ranks."""
         return self.ranks.sum_(self.losses[: self.position.step].clone()) / self.ranks.count
 
     def _check_losses(self) -> float:
         """Mean loss of the steps so far, of all ranks. Raises DivergenceError where one is not finite."""
-        losses = self._mean_losses()
+        losses = self.mean_losses()
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             step, epoch = int(bad[0]), self.schedule[self.position.epoch]
@@ -451,6 +296,3 @@ class Trainer:
                 f"the loss is {losses[step].item()} in stage {epoch.stage}, epoch {epoch.epoch}, step {step}; {DIVERGED}"
             )
         return losses.double().mean().item()
-
-
-DIVERGED = "the network has diverged: lower the learning rate of the stage and start in another --run-dir."

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from r2d2fast.train import state
 from tests.train.small_data import CONFIG, EPOCHS, Calling, make_trainer, pseudo_logits, trainer_after
 
 pytestmark = pytest.mark.gpu
@@ -66,9 +67,9 @@ def test_a_checkpoint_goes_on_on_the_other_device(device):
         begun, other = make_trainer(device=here), make_trainer(device=there)
         for _ in range(3):
             begun.run_epoch()
-        other.load_values(begun.values())
-        for part, tensors in other.tensors().items():
-            source = begun.tensors()[part]
+        state.load_values(other, state.values(begun))
+        for part, tensors in state.tensors(other).items():
+            source = state.tensors(begun)[part]
             if isinstance(tensors, dict):
                 for name, tensor in tensors.items():
                     tensor.copy_(source[name])

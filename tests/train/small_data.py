@@ -87,7 +87,7 @@ def all_images(images):
 
 def pseudo_logits(trainer):
     """Of the unlabelled samples, in the order of their numbers."""
-    return trainer.bank.logits(trainer.ownership.local[trainer.unlabelled])
+    return trainer.method.bank.logits(trainer.ownership.local[trainer.unlabelled])
 
 
 def history_without_times(trainer):
@@ -99,5 +99,5 @@ def assert_same_run(one, other):
     networks = one.model.state_dict(), other.model.state_dict()
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
     assert torch.equal(pseudo_logits(one), pseudo_logits(other))
-    assert int(one.bank.updates) == int(other.bank.updates)
+    assert int(one.method.bank.updates) == int(other.method.bank.updates)
     assert history_without_times(one) == history_without_times(other)

@@ -130,6 +130,6 @@ def test_an_old_file_stays_where_a_new_one_cannot_be_written(tmp_path, monkeypat
 def test_the_trainer_is_left_as_it_was(tmp_path):
     trainer = make_trainer()
     trainer.callback = None  # nothing may be called between batches: a checkpoint could be written
-    bank = trainer.bank.pseudo_logits.clone()
+    bank = trainer.method.bank.pseudo_logits.clone()
     written(trainer, tmp_path)
-    assert torch.equal(trainer.bank.pseudo_logits, bank)
+    assert torch.equal(trainer.method.bank.pseudo_logits, bank)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from r2d2fast import PseudoLabelBank
-from r2d2fast.train.alignment import Alignment
+from r2d2fast.train import state
 from r2d2fast.train.averaging import WeightAverage
-from r2d2fast.train.early_stopping import EarlyStopping
 from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.methods.alignment import Alignment
+from r2d2fast.train.methods.early_stopping import EarlyStopping
 from r2d2fast.train.ranks import Ranks
 from tests.train.small_data import CONFIG, assert_same_run, make_trainer, trainer_after
 
@@ -121,7 +122,7 @@ def test_a_stage_2_that_harms_is_ended_with_the_network_before(monkeypatch):
     trainer = trainer_after(2, replace(with_stage2(labelled_error_limit=6.0), ema=0.9))
     first = copy.deepcopy(trainer.model.state_dict())
     errors = iter([0.0, 50.0])
-    monkeypatch.setattr(trainer, "_labelled_error", lambda: next(errors))
+    monkeypatch.setattr(trainer.method, "_labelled_error", lambda: next(errors))
     trainer.run_epoch()
     row = trainer.run_epoch()  # before the reprediction of epoch 2
     assert (row["stage"], row["epoch"], row["stopped"]) == (2, 1, True)
@@ -135,11 +136,11 @@ def test_a_stage_2_that_harms_is_ended_with_the_network_before(monkeypatch):
 def test_a_resumed_run_is_the_same(steps):
     whole = trainer_after(8, ALL)
     saved = trainer_after(steps, ALL)
-    values = json.loads(json.dumps(saved.values()))
-    tensors = copy.deepcopy(saved.tensors())
+    values = json.loads(json.dumps(state.values(saved)))
+    tensors = copy.deepcopy(state.tensors(saved))
     resumed = make_trainer(ALL)
-    resumed.load_values(values)
-    for name, group in resumed.tensors().items():
+    state.load_values(resumed, values)
+    for name, group in state.tensors(resumed).items():
         parts = group.items() if isinstance(group, dict) else [(None, group)]
         for key, tensor in parts:
             tensor.copy_(tensors[name] if key is None else tensors[name][key])

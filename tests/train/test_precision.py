@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from r2d2fast.train import state
 from r2d2fast.train.errors import ConfigError, DivergenceError
 from r2d2fast.train.precision import Precision
 from tests.train.small_data import (
@@ -70,7 +71,7 @@ def test_a_whole_run_in_16_bits_learns_much_the_same_in_parameters_of_32(precisi
     evaluated = half.evaluator.logits(half.data.test, torch.arange(40))
     assert {logits.dtype for _, logits in evaluated} == {torch.float32}
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
-    assert half.bank.dtype == torch.float32
+    assert half.method.bank.dtype == torch.float32
     for row, expected in zip(half.history, single.history, strict=True):
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=0.25)
     assert history_without_times(half) != history_without_times(single)
@@ -84,9 +85,9 @@ def test_the_bank_after_an_epoch_is_the_same_for_any_scale():
         trainer = at_stage_2("float16", scale, (0.0, 0.0))
         trainer.run_epoch()
         banks.append(pseudo_logits(trainer))
-        assert int(trainer.bank.updates) == 4
+        assert int(trainer.method.bank.updates) == 4
     predicted = at_stage_2("float16")
-    predicted.predict()
+    predicted.method.predict()
     assert not torch.equal(banks[0], pseudo_logits(predicted))  # it was learned
     assert torch.equal(banks[1], banks[0])
     assert torch.equal(banks[2], banks[0])
@@ -114,7 +115,7 @@ def test_an_overflowing_scale_skips_steps_of_the_optimizer_but_not_of_the_bank()
     assert not momentum(trainer).any()
     assert trainer.precision.scaler.get_scale() == 2.0**36  # halved at each of four steps
     assert torch.equal(pseudo_logits(trainer), pseudo_logits(still))
-    assert int(trainer.bank.updates) == 4
+    assert int(trainer.method.bank.updates) == 4
     assert math.isfinite(row["train_loss"])
     assert (row["rows"], row["class_loss"]) == (expected["rows"], expected["class_loss"])
 
@@ -136,7 +137,7 @@ def test_momentum_begins_with_the_first_step_that_is_not_skipped():
 def test_auto_may_be_another_precision_where_a_run_goes_on(saved, resumed):
     first, second = (make_trainer(replace(CONFIG, precision=precision)) for precision in (saved, resumed))
     first.run_epoch()
-    second.load_values(first.values())
+    state.load_values(second, state.values(first))
     assert second.run_epoch()["epoch"] == 1
 
 

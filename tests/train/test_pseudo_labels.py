@@ -65,13 +65,13 @@ def test_a_prediction_is_recorded_before_a_step_moves_it():
 
     class Predicted(Callback):
         def predicted(self, trainer):
-            seen.append((trainer.position.step, trainer.bank.pseudo_logits.clone()))
+            seen.append((trainer.position.step, trainer.method.bank.pseudo_logits.clone()))
 
     trainer.callback = Predicted()
     trainer.run_epoch()
     ((step, rows),) = seen
     assert step == 0
-    assert not torch.equal(rows, trainer.bank.pseudo_logits)
+    assert not torch.equal(rows, trainer.method.bank.pseudo_logits)
 
 
 @pytest.mark.slow

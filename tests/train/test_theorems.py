@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from r2d2fast import PseudoLabelBank, d2_step
-from r2d2fast.train import theorems
+from r2d2fast.train.methods import theorems
+from r2d2fast.train.methods.theorems import TheoremMetrics
 from r2d2fast.train.ranks import Ranks
-from r2d2fast.train.theorems import TheoremMetrics
 
 N = 7
 

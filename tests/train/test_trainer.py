@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from r2d2fast import reference
 from r2d2fast.data import BatchSampler
 from r2d2fast.models.batch_norm import GroupedBatchNorm2d
-from r2d2fast.train import trainer as trainer_module
 from r2d2fast.train.build import make_optimizer
 from r2d2fast.train.errors import ConfigError, DivergenceError
+from r2d2fast.train.methods import method
 from r2d2fast.train.ownership import Ownership
 from r2d2fast.train.ranks import Ranks
 from tests.train.small_data import (
@@ -71,7 +71,11 @@ def test_every_step_has_its_learning_rate_from_the_schedule_is_made_in_training_
 
     def state():
         moving = any(state["momentum_buffer"].count_nonzero() for state in trainer.optimizer.state.values())
-        return trainer.optimizer.param_groups[0]["lr"], (trainer.model.training, trainer.d2_loss.training), moving
+        return (
+            trainer.optimizer.param_groups[0]["lr"],
+            (trainer.model.training, trainer.method.d2_loss.training),
+            moving,
+        )
 
     steps = recorded(monkeypatch, state)
     trainer.fit()
@@ -90,8 +94,8 @@ def test_every_step_has_its_learning_rate_from_the_schedule_is_made_in_training_
 def test_the_settings_of_loss_and_optimizer_are_those_of_the_configuration():
     loss = {"alpha": 0.2, "beta": 0.05, "label_lr": 30.0, "class_loss": "mse"}
     trainer = make_trainer(replace(CONFIG, **loss, label_scale=7.0, momentum=0.8, weight_decay=0.003))
-    assert {name: getattr(trainer.d2_loss, name) for name in loss} == loss
-    labelled = trainer.bank.logits(trainer.ownership.local[trainer.labelled])
+    assert {name: getattr(trainer.method.d2_loss, name) for name in loss} == loss
+    labelled = trainer.method.bank.logits(trainer.ownership.local[trainer.labelled])
     assert torch.equal(labelled, 7.0 * F.one_hot(trainer.labels[trainer.labelled], 4))
     (group,) = trainer.optimizer.param_groups
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, True, 0.003)
@@ -134,10 +138,10 @@ def test_a_loss_of_stage_1_and_its_gradient_are_the_plain_mean_also_of_an_uneven
 
 def test_a_step_of_stage_2_is_the_definitions_with_the_whole_batch_as_normaliser():
     trainer = trainer_after(2)
-    trainer.predict()
+    trainer.method.predict()
     order = trainer.batches()
     labels = trainer.labels.clone()
-    before = trainer.bank.logits(trainer.ownership.local)
+    before = trainer.method.bank.logits(trainer.ownership.local)
     steps = logits_and_losses(trainer)
     trainer.train(order[:1])
     ((logits, loss, gradient),) = steps
@@ -152,7 +156,7 @@ def test_a_step_of_stage_2_is_the_definitions_with_the_whole_batch_as_normaliser
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(gradient, leaf.grad.sum(0).float(), rtol=1e-4, atol=1e-7)
     # ỹ −= (label_lr · alpha / D_u)(p̃ − p̂), and only of the 24.
-    after, own = trainer.bank.logits(trainer.ownership.local), index[:24]
+    after, own = trainer.method.bank.logits(trainer.ownership.local), index[:24]
     step = 1000 * 0.1 / 29 * (before[own].softmax(1) - logits.detach()[:24].softmax(1))
     torch.testing.assert_close(after[own], before[own] - step, rtol=1e-5, atol=1e-5)
     others = torch.ones(120, dtype=torch.bool)
@@ -205,14 +209,14 @@ def test_stage_3_trains_on_the_hard_labels_of_all_samples(monkeypatch):
         batches.append(targets)
         return cross_entropy(logits, targets, **options)
 
-    monkeypatch.setattr(trainer_module.F, "cross_entropy", watched)
+    monkeypatch.setattr(method.F, "cross_entropy", watched)
     trainer.run_epoch()
     hard = trainer.labels.clone()
     hard[trainer.unlabelled] = pseudo_logits(trainer).argmax(1)
     assert [len(batch) for batch in batches] == [40, 40, 40]
     assert sorted(torch.cat([index for index, _, _ in orders]).tolist()) == list(range(120))
     assert all(torch.equal(batch, hard[index]) for batch, (index, _, _) in zip(batches, orders, strict=True))
-    assert torch.equal(trainer.ownership.hard_labels(trainer.bank), hard)
+    assert torch.equal(trainer.ownership.hard_labels(trainer.method.bank), hard)
 
 
 # --- the bank -------------------------------------------------------------------------------------------------------
@@ -226,12 +230,12 @@ def test_predictions_are_made_in_eval_mode_without_augmentation(epochs, monkeypa
     trainer.model.eval()
     with torch.no_grad():
         expected = trainer.model(all_images(trainer.data.train)[order])
-    old = trainer.bank.logits(trainer.ownership.local[order])
+    old = trainer.method.bank.logits(trainer.ownership.local[order])
     assert not torch.allclose(old, expected, atol=1e-3)
     seen, train = [], trainer.train
 
     def watched(*arguments):
-        seen.append(trainer.bank.logits(trainer.ownership.local[order]))
+        seen.append(trainer.method.bank.logits(trainer.ownership.local[order]))
         train(*arguments)
 
     monkeypatch.setattr(trainer, "train", watched)
@@ -256,8 +260,8 @@ def test_the_bank_is_learned_in_stage_2_and_only_read_in_the_others():
 
 def test_a_bank_of_16_bits_rounds_stochastically_and_learns_much_the_same():
     wide, narrow = (trainer_after(4, replace(CONFIG, bank_dtype=dtype)) for dtype in ("float32", "bfloat16"))
-    assert (narrow.bank.dtype, narrow.bank.rounding) == (torch.bfloat16, "stochastic")
-    assert (wide.bank.dtype, wide.bank.rounding) == (torch.float32, "nearest")
+    assert (narrow.method.bank.dtype, narrow.method.bank.rounding) == (torch.bfloat16, "stochastic")
+    assert (wide.method.bank.dtype, wide.method.bank.rounding) == (torch.float32, "nearest")
     torch.testing.assert_close(pseudo_logits(narrow), pseudo_logits(wide), rtol=0.1, atol=0.1)
     assert not torch.equal(pseudo_logits(narrow), pseudo_logits(wide))
     again = trainer_after(4, replace(CONFIG, bank_dtype="bfloat16"))
@@ -272,7 +276,7 @@ def test_a_bank_in_a_file_learns_the_same_whatever_the_file_held_before(tmp_path
     in_file, in_memory = (trainer_after(EPOCHS, replace(CONFIG, bank_storage=str(s))) for s in (path, "device"))
     assert_same_run(in_file, in_memory)
     rows = torch.from_file(str(path), size=112 * 4).view(112, 4)
-    assert torch.equal(rows, in_memory.bank.pseudo_logits)
+    assert torch.equal(rows, in_memory.method.bank.pseudo_logits)
 
 
 def test_a_partition_that_is_not_the_first_is_taken_over_where_a_measurement_begins():
@@ -346,7 +350,7 @@ def test_a_loss_that_is_not_finite_names_stage_epoch_and_step(interval):
 @pytest.mark.parametrize("here", [True, False])
 def test_all_ranks_stop_where_one_predicts_what_is_not_finite_and_leave_the_bank_alone(here, monkeypatch):
     trainer = trainer_after(4)
-    before = trainer.bank.pseudo_logits.clone()
+    before = trainer.method.bank.pseudo_logits.clone()
     if here:
         with torch.no_grad():
             trainer.model[-1].bias[0] = float("inf")
@@ -354,12 +358,12 @@ def test_all_ranks_stop_where_one_predicts_what_is_not_finite_and_leave_the_bank
         monkeypatch.setattr(Ranks, "any", lambda self, flag: True)
     with pytest.raises(DivergenceError, match="predicted logits are not finite after 4 epochs"):
         trainer.run_epoch()
-    assert not here or torch.equal(trainer.bank.pseudo_logits, before)
+    assert not here or torch.equal(trainer.method.bank.pseudo_logits, before)
 
 
 def test_stage_1_by_itself_has_no_pseudo_labels(tmp_path):
     alone, whole = make_trainer(replace(CONFIG, stages=(1,), bank_storage=str(tmp_path / "bank"))), make_trainer()
-    assert (alone.bank.nbytes, len(whole.bank.pseudo_logits)) == (0, 112)
+    assert (alone.method.bank.nbytes, len(whole.method.bank.pseudo_logits)) == (0, 112)
     for trainer in (alone, whole):
         for _ in range(2):
             trainer.run_epoch()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from r2d2fast.models import make_model
-from r2d2fast.train import evaluation
+from r2d2fast.train import evaluation, state
 from tests.train.small_data import CONFIG, EPOCHS, STEPS, Calling, assert_same_run, make_trainer, trainer_after
 
 
@@ -44,19 +44,19 @@ class Stopped(Exception):
 
 def saved(trainer):
     """What a checkpoint holds: values by way of JSON, tensors copied."""
-    tensors = trainer.tensors()
+    tensors = state.tensors(trainer)
     copies = {
         name: {key: value.clone() for key, value in part.items()} if isinstance(part, dict) else part.clone()
         for name, part in tensors.items()
     }
-    return json.dumps(trainer.values()), copies
+    return json.dumps(state.values(trainer)), copies
 
 
-def loaded(config, state):
-    values, tensors = state
+def loaded(config, before):
+    values, tensors = before
     trainer = make_trainer(config)
-    trainer.load_values(json.loads(values))
-    targets = trainer.tensors()
+    state.load_values(trainer, json.loads(values))
+    targets = state.tensors(trainer)
     assert targets.keys() == tensors.keys()
     for name in ("bank", "bank_sums"):
         targets[name].copy_(tensors[name])
@@ -117,9 +117,9 @@ def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(kind, every, monke
         stopped = stopped_at(moment, config)
         if stopped is None:
             break
-        state, place = stopped
+        before, place = stopped
         places.append(place)
-        resumed = loaded(config, state)
+        resumed = loaded(config, before)
         assert resumed.position == place
         resumed.fit()
         assert_same_run(resumed, whole)
@@ -145,8 +145,8 @@ def test_seconds_of_an_epoch_include_those_before_it_was_stopped_and_images_per_
     row = loaded(CONFIG, (json.dumps(earlier), tensors)).run_epoch()
     assert 1000 < row["seconds"] < 1010
     assert row["images_per_second"] > 1
-    state, (_, step) = stopped_at(1, CONFIG)  # with all steps of the first epoch done
-    row = loaded(CONFIG, state).run_epoch()
+    before, (_, step) = stopped_at(1, CONFIG)  # with all steps of the first epoch done
+    row = loaded(CONFIG, before).run_epoch()
     assert step == 2
     assert row["images_per_second"] is None
     assert row["train_loss"] > 0
@@ -157,8 +157,8 @@ def test_rows_in_pinned_memory_are_saved_from_the_host(monkeypatch):
     trainer = make_trainer()
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
-    assert trainer.tensors()["bank"] is trainer.bank.pseudo_logits
-    trainer.bank.host_rows = torch.zeros_like(trainer.bank.pseudo_logits)
+    assert state.tensors(trainer)["bank"] is trainer.method.bank.pseudo_logits
+    trainer.method.bank.host_rows = torch.zeros_like(trainer.method.bank.pseudo_logits)
     assert not waited
-    assert trainer.tensors()["bank"] is trainer.bank.host_rows
+    assert state.tensors(trainer)["bank"] is trainer.method.bank.host_rows
     assert waited

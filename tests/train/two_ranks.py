@@ -42,7 +42,7 @@ def trained(kind: type[Trainer], ranks: Ranks, flags: list[str]) -> dict[str, Te
     trainer = kind(config, *load_data(config, ranks), ranks)
     trainer.fit()
     pseudo_logits = torch.zeros(len(trainer.labels), 10)
-    pseudo_logits[trainer.ownership.samples] = trainer.bank.pseudo_logits
+    pseudo_logits[trainer.ownership.samples] = trainer.method.bank.pseudo_logits
     names = ("train_loss", "test_error", "pseudo_label_error", "class_loss")
     metrics = [row[name] for row in trainer.history for name in names if row.get(name) is not None]
     return {**trainer.model.state_dict(), "pseudo_logits": pseudo_logits, "metrics": torch.tensor(metrics)}
