@@ -9,6 +9,7 @@ from torch import Tensor
 from r2d2fast._backends import native
 from r2d2fast._backends.common import DTYPES, BackendStatus, address_of, unsupported_dtype
 from r2d2fast._backends.native import bank_handle, batch_handle
+from r2d2fast.command import as_called
 from r2d2fast.errors import BackendError
 from r2d2fast.options import CLASS_LOSSES, StepOptions
 from r2d2fast.reference import Bank
@@ -129,4 +130,4 @@ def _launch(kernel: Any, *arguments: Any) -> None:
     try:
         kernel(*arguments)
     except RuntimeError as error:
-        raise BackendError(f"{error}; `python -m r2d2fast.doctor` checks this device") from error
+        raise BackendError(f"{error}; `{as_called('doctor')}` checks this device") from error

@@ -19,6 +19,7 @@ import tyro
 from rich.progress import track
 from torch import Tensor, nn
 
+from r2d2fast.command import as_called
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.order import Batch, consecutive_batches
 from r2d2fast.data.partial_folder import partial_folder, writing
@@ -33,7 +34,7 @@ from r2d2fast.help_texts import description, with_help_texts
 from r2d2fast.image_options import TEST_FRACTION, OnBadImage
 from r2d2fast.models import FeatureExtractor, make_feature_extractor
 
-PROGRAM = "python -m r2d2fast.data.embed"
+PROGRAM = as_called("embed")
 ABOUT = "embed.json"
 PROGRESS = "progress.json"
 # What is computed again after a crash.
@@ -46,7 +47,7 @@ Precision = Literal["float32", "bfloat16"]
 @dataclass(frozen=True)
 class Arguments:
     """Write the embeddings of images, what a pretrained network makes of each, as a data set to train a classifier on
-    (python -m r2d2fast.train --dataset embeddings --data-dir DEST)."""
+    (the trainer's --dataset embeddings --data-dir DEST)."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder of images, or a packed one."""
@@ -395,7 +396,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"{made['held_out']} labelled images are the test part, since the source has none; --test-fraction changes how many"
         )
-    print(f"computed in {made['precision']}; python -m r2d2fast.train --dataset embeddings --data-dir {chosen.dest}")
+    print(f"computed in {made['precision']}; {as_called('train')} --dataset embeddings --data-dir {chosen.dest}")
     return 0
 
 

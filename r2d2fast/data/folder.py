@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from r2d2fast.command import as_called
 from r2d2fast.data.dataset import Dataset, Images
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.photographs.images import PhotographImages
@@ -62,6 +63,6 @@ def load_imagenet(root: Path, device: torch.device, options: PhotographOptions =
             "into the same folders.\n"
             "image-net.org gives both files to registered users. With them and ILSVRC2012_devkit_t12.tar.gz in that folder,\n"
             f'  python -c \'import torchvision.datasets as d; [d.ImageNet("{root}", part) for part in ("train", "val")]\'\n'
-            "unpacks and sorts them. Or name a folder that python -m r2d2fast.data.pack has written"
+            f"unpacks and sorts them. Or name a folder that {as_called('pack')} has written"
         )
     return _photographs(open_packed(root) if is_packed(root) else read_tree(root), device, options)

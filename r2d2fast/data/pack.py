@@ -8,13 +8,14 @@ from typing import Annotated
 
 import tyro
 
+from r2d2fast.command import as_called
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.photographs.packing import QUALITY, SHORT_SIDE, pack
 from r2d2fast.data.photographs.workers import LoaderError
 from r2d2fast.help_texts import description, with_help_texts
 from r2d2fast.image_options import TEST_FRACTION, OnBadImage
 
-PROGRAM = "python -m r2d2fast.data.pack"
+PROGRAM = as_called("pack")
 
 
 @with_help_texts

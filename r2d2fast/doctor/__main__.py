@@ -1,8 +1,9 @@
 import sys
 
+from r2d2fast.command import as_called
 from r2d2fast.interruption import quietly_interrupted
 
-with quietly_interrupted("python -m r2d2fast.doctor"):
+with quietly_interrupted(as_called("doctor")):
     from r2d2fast.doctor.cli import main
 
 sys.exit(main())

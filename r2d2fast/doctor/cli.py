@@ -13,6 +13,7 @@ from rich.console import Console
 
 from r2d2fast import BackendError, backends, d2_step, machine
 from r2d2fast._backends import NAMES, choose
+from r2d2fast.command import as_called
 from r2d2fast.doctor import text
 from r2d2fast.doctor.behaviour import CHECKS
 from r2d2fast.doctor.findings import Findings, Target
@@ -21,7 +22,7 @@ from r2d2fast.doctor.speed import Speed, measure, workloads
 from r2d2fast.help_texts import with_help_texts
 from r2d2fast.testing import Expected, compare, expect
 
-PROGRAM = "python -m r2d2fast.doctor"
+PROGRAM = as_called("doctor")
 STDOUT = "-"
 DESCRIPTION = f"""What is installed, whether each backend agrees with the definition in float64, and how fast it is here.
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from r2d2fast.command import as_called
 from r2d2fast.experiments.estimate import print_estimate
 from r2d2fast.experiments.figure2 import draw_figure2
 from r2d2fast.experiments.paper import FIGURE2_DATASET, TABLES, figure2_variants
@@ -25,7 +26,7 @@ from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.run import run
 from r2d2fast.train.run_directory import RESULTS, open_directory
 
-PROGRAM = "python -m r2d2fast.experiments"
+PROGRAM = as_called("experiments")
 FIGURE2 = "figure2"
 EXPERIMENTS = (*TABLES, FIGURE2)
 DEFAULT_SEEDS = (0, 1, 2)
@@ -46,7 +47,9 @@ Experiments, named before the flags: {
     "; ".join(f"{name}, {table.title} ({table.dataset})" for name, table in TABLES.items())
 }; {FIGURE2}, features of a network with two of them ({FIGURE2_DATASET}); all.
 
-The flags of python -m r2d2fast.train are accepted, too, and hold for every run: --data-dir, --download, --device, --workers, \
+The flags of {
+    as_called("train")
+} are accepted, too, and hold for every run: --data-dir, --download, --device, --workers, \
 --stage2.epochs ..."""
 
 

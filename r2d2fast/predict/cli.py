@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from r2d2fast.command import as_called
 from r2d2fast.data import DataError, LoaderError
 from r2d2fast.data.embeddings import embedding_files, read_embedding_file
 from r2d2fast.data.photographs.tree import LABEL_FILE, read_labels
@@ -26,7 +27,7 @@ from r2d2fast.predict.trained_run import Predictions, RunError, load_run
 from r2d2fast.tables import counted, csv_rows, probability
 from r2d2fast.train.errors import TrainingError
 
-PROGRAM = "python -m r2d2fast.predict"
+PROGRAM = as_called("predict")
 HEADER = ("name", "class", "probability")
 # Bad images that are named; all are counted, and have a row without a class.
 NAMED = 20

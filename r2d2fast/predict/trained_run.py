@@ -9,6 +9,7 @@ import numpy as np
 import safetensors
 import torch
 
+from r2d2fast.command import as_called
 from r2d2fast.data import Images, Preprocessing
 from r2d2fast.image_options import OnBadImage
 from r2d2fast.models import load_pretrained, make_model
@@ -142,7 +143,7 @@ def load_run(run: str | Path, device: str = "auto") -> TrainedRun:
     if not path.is_file():
         raise RunError(
             f"{path}: no such file; name the directory of a finished run, which has one, or end the run by "
-            "python -m r2d2fast.train --resume --run-dir DIRECTORY"
+            f"{as_called('train')} --resume --run-dir DIRECTORY"
         )
     chosen = resolve_device(device)
     try:

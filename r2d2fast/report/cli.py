@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from r2d2fast.command import as_called
 from r2d2fast.help_texts import description, with_help_texts
 from r2d2fast.report.errors import ReportError
 from r2d2fast.report.gallery import image_loader
@@ -16,13 +17,13 @@ from r2d2fast.report.runs import find_runs, read_run
 from r2d2fast.train.errors import TrainingError
 from r2d2fast.train.files import write_atomically
 
-PROGRAM = "python -m r2d2fast.report"
+PROGRAM = as_called("report")
 
 
 @with_help_texts
 @dataclass(frozen=True)
 class Arguments:
-    """Report on any set of runs of python -m r2d2fast.train, finished or not: one HTML page that needs no network, and beside
+    """Report on any set of runs of the trainer, finished or not: one HTML page that needs no network, and beside
     it a Markdown table. Runs that differ in nothing but seed and split are one configuration, of which mean and standard
     deviation are given."""
 
@@ -33,7 +34,7 @@ class Arguments:
     """File of the page; the table is written beside it with the suffix .md."""
 
     data_dir: Path = Path("data")
-    """Directory of the data sets, as of python -m r2d2fast.train, for the pictures of samples."""
+    """Directory of the data sets, as of the trainer, for the pictures of samples."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from typing import get_type_hints
 
 import tyro
 
+from r2d2fast.command import as_called
 from r2d2fast.help_texts import description, docstring, field_texts
 from r2d2fast.interruption import quietly_interrupted
 from r2d2fast.train.config import SEEDS, Config
@@ -20,7 +21,7 @@ from r2d2fast.train.recipes import RECIPES, recipe_for
 
 # PyTorch takes seconds to import. What needs it is imported when the command line has been read, so that --help is there at once.
 
-PROGRAM = "python -m r2d2fast.train"
+PROGRAM = as_called("train")
 HELP_ALL = "--help-all"
 # What --help explains, and in this order; --help-all explains all flags.
 FIRST_FLAGS = (

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from r2d2fast.command import as_called
 from r2d2fast.tables import NO_VALUE, counted, mean_std
 from r2d2fast.train.labels import LABELS
 from r2d2fast.train.run_directory import NETWORK
@@ -44,7 +45,7 @@ def print_summary(results: dict[str, Any], directory: Path, console: Console) ->
         console.print(f"{results['bad_images']} images could not be decoded and were replaced", highlight=False)
     console.print(
         f"{results['seconds']:.0f} s; in {directory} are {LABELS}, the class of every training sample, {NETWORK}, results, "
-        f"metrics, pictures and checkpoints. To label others: python -m r2d2fast.predict {shlex.quote(str(directory))} SOURCE",
+        f"metrics, pictures and checkpoints. To label others: {as_called('predict')} {shlex.quote(str(directory))} SOURCE",
         highlight=False,
         soft_wrap=True,
     )

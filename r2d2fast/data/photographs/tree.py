@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from r2d2fast.command import as_called
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.names import Names
 from r2d2fast.image_options import TEST_FRACTION
@@ -24,7 +25,7 @@ LAYOUTS = f"""accepted:
   DIR/CLASS/*.jpg: of the labelled images, --test-fraction are held out to test on;
   DIR/*.jpg with DIR/{LABEL_FILE}, lines 'FILENAME CLASS'; images without a line are unlabelled. {TRAIN}/ and {TESTS[0]}/ can have
     the same form;
-  what python -m r2d2fast.data.pack has written.
+  what {as_called("pack")} has written.
 Endings: {" ".join(IMG_EXTENSIONS)}"""
 
 
