@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import types
 from pathlib import Path
 
@@ -205,6 +206,53 @@ def test_without_triton_it_imports_and_says_so():
     status = run(sys.executable, "-c", code)
     assert status.returncode == 0, status.stderr
     assert "available=False, detail='triton is not installed; pip install triton'" in status.stdout
+
+
+@pytest.mark.slow  # compiles the C++ kernels and trains
+def test_an_sdist_has_everything_and_its_wheel_works_from_elsewhere(tmp_path):
+    """Without a network: the sdist is made where CUDA is left out; the wheel, made of it, trains in an empty folder."""
+    listed = run("git", "ls-files", cwd=ROOT)
+    if listed.returncode:
+        pytest.skip("not a git checkout, which says what belongs to the sources")
+    files = {name for name in listed.stdout.splitlines() if not name.startswith(".")}
+    source = tmp_path / "source"
+    for name in files:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    environment = {**os.environ, "R2D2FAST_CUDA": "0", "PIP_NO_INDEX": "1"}
+
+    def done(*command: str, **options) -> str:
+        result = run(*command, **{"env": environment} | options)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    done(sys.executable, "setup.py", "sdist", "--dist-dir", str(tmp_path), cwd=source)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        assert files <= {name.partition("/")[2] for name in archive.getnames()}
+    pip = (sys.executable, "-m", "pip")
+    done(*pip, "wheel", "--no-build-isolation", "--no-deps", f"--wheel-dir={tmp_path}", str(sdist))
+    (wheel,) = tmp_path.glob("*.whl")
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    done(*pip, "install", "--no-deps", f"--target={installed}", str(wheel))
+
+    empty.mkdir()
+    elsewhere = {"cwd": empty, "env": {**environment, "PYTHONPATH": str(installed)}}
+    found = done(
+        sys.executable,
+        "-c",
+        "import r2d2fast, r2d2fast.kernels; print(r2d2fast.__file__, r2d2fast.kernels.__file__);"
+        "print(r2d2fast.backends()['cpu'].available)",
+        **elsewhere,
+    )
+    assert found.split() == [*(str(installed / "r2d2fast" / part / "__init__.py") for part in ("", "kernels")), "True"]
+    program = (sys.executable, str(installed / "bin" / "r2d2fast"))
+    short = ("--stage1.epochs=2", "--stage1.cosine-epochs=2", "--stage2.epochs=2", "--stage2.repredict-epochs=1")
+    done(*program, "train", *short, "--stage2.lrs=0.1,0.05", "--stage3.epochs=1", **elsewhere)
+    done(*program, "report", "runs", **elsewhere)
+    (directory,) = (empty / "runs").iterdir()
+    assert {"labels.csv", "network.safetensors", "results.json"} <= {path.name for path in directory.iterdir()}
+    assert directory.name in (empty / "report.html").read_text()
 
 
 @pytest.mark.slow  # imports everything
