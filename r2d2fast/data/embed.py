@@ -29,6 +29,7 @@ from r2d2fast.data.photographs.options import PhotographOptions
 from r2d2fast.data.photographs.packed import is_packed, open_packed
 from r2d2fast.data.photographs.tree import Part, Tree, read_tree
 from r2d2fast.data.photographs.workers import LoaderError, load_batches
+from r2d2fast.devices import find_device
 from r2d2fast.files import replace_file
 from r2d2fast.help_texts import description, with_help_texts
 from r2d2fast.image_options import TEST_FRACTION, OnBadImage
@@ -115,7 +116,10 @@ def embed(arguments: Arguments) -> dict[str, Any]:
     for name in (*tree.class_names, *(name for part in parts.values() for name in part.files.names)):
         if "\n" in name:
             raise DataError(f"{name!r} has a line break in it, which the files of names cannot hold; rename it")
-    device = _device(arguments.device)
+    try:
+        device = find_device(arguments.device)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     try:
         extractor = make_feature_extractor(arguments.backbone, arguments.pretrained, arguments.image_size)
     except (ValueError, ImportError) as error:
@@ -134,17 +138,6 @@ def embed(arguments: Arguments) -> dict[str, Any]:
         with writing(partial / PROGRESS):
             os.unlink(partial / PROGRESS)
     return about
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"--device {name}: {str(error).splitlines()[0]}; accepted: cpu, cuda, auto") from error
-    return device
 
 
 def _settings(arguments: Arguments, tree: Tree, parts: dict[str, Part], extractor: FeatureExtractor) -> dict[str, Any]:

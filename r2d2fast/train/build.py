@@ -1,5 +1,6 @@
 """What a trainer is made of, as a configuration has it."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,25 @@ def make_network(config: Config, dataset: Dataset, device: torch.device) -> nn.M
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+STORAGES = ("device", "pinned")
+"""What --bank-storage takes beside a file."""
+
+
 def bank_file(config: Config) -> Path | None:
     """The file that ``--bank-storage`` names; None where the bank is in memory, or has no rows as that of stage 1 by itself."""
-    if config.bank_storage in ("device", "pinned") or config.stages == (1,):
+    storage, path = config.bank_storage, Path(config.bank_storage)
+    if storage in STORAGES:
         return None
-    path = Path(config.bank_storage)
     if path.is_dir():
+        raise ConfigError(f"--bank-storage {storage!r} is a folder; accepted: device, pinned on a GPU, a file in it")
+    if path.name == storage and not path.suffix and not path.exists():
+        meant = "".join(f"; did you mean {name}?" for name in get_close_matches(storage, STORAGES, 1))
         raise ConfigError(
-            f"--bank-storage {config.bank_storage!r} is a folder; accepted: device, pinned on a GPU, a file in it"
+            f"--bank-storage {storage}: accepted: device, pinned on a GPU, or a file: ./{storage} would be one{meant}"
         )
-    return path
+    if not path.parent.is_dir():
+        raise ConfigError(f"--bank-storage {storage}: cannot make the bank file, as there is no folder {path.parent}")
+    return None if config.stages == (1,) else path
 
 
 def make_bank(config: Config, labels: Tensor, num_classes: int, ranks: Ranks) -> PseudoLabelBank:

@@ -17,7 +17,8 @@ from r2d2fast.help_texts import description, docstring, field_texts
 from r2d2fast.interruption import quietly_interrupted
 from r2d2fast.train.config import SEEDS, Config
 from r2d2fast.train.errors import ConfigError, LostRankError, TrainingError
-from r2d2fast.train.recipes import RECIPES, recipe_for
+from r2d2fast.train.recipes import RECIPES, flags, override, recipe_for
+from r2d2fast.train.scaling import SCHEDULE, scaled
 
 # PyTorch takes seconds to import. What needs it is imported when the command line has been read, so that --help is there at once.
 
@@ -26,7 +27,7 @@ HELP_ALL = "--help-all"
 # What --help explains, and in this order; --help-all explains all flags.
 FIRST_FLAGS = (
     *("dataset", "data_dir", "num_labels", "test_fraction", "run_dir", "dry_run", "resume", "seed", "runs", "stages"),
-    *("device", "backbone", "pretrained", "image_size", "on_bad_image"),
+    *("schedule_scale", "device", "backbone", "pretrained", "image_size", "on_bad_image"),
 )
 
 
@@ -100,9 +101,16 @@ def parse(arguments: list[str]) -> Config:
     markers = () if goes_on else (tyro.conf.FlagCreatePairsOff,)
     words = ["--help" if word == HELP_ALL else word for word in arguments]
     read = partial(tyro.cli, Config, args=words, prog=PROGRAM, description=description(Config), config=markers)
-    config = _checked(read(default=recipe))
+    flags_given = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    given = {name for name in (*SCHEDULE, "schedule_scale") if f"--{name.replace('_', '-')}" in flags_given}
+    config = _checked(scaled(recipe, read(default=recipe), given))
     held = _held(config) if goes_on else None
-    return config if held is None else _checked(read(default=held))
+    if held is None:
+        return config
+    asked = _checked(read(default=held))
+    if "schedule_scale" in given:  # of the recipe, as in the command that began the run, and not of its scaled schedule
+        asked = override(asked, {name: value for name, value in flags(config).items() if name in SCHEDULE})
+    return asked
 
 
 def _print_help(recipe: Config) -> None:

@@ -150,6 +150,10 @@ class Config:
     """The stages to run, comma separated: 1, 1,2 or 1,2,3; each starts from the network of the one before. With the network of a
     run of stage 1 as --pretrained also 2 or 2,3, which go on as if they had run stage 1 themselves."""
 
+    schedule_scale: float = 1.0
+    """Multiply the epochs of all stages by this number, 0.1 say, and with them the length of the cosine and the epochs of the
+    repredictions; learning rates stay. A stage's own --stageN.epochs takes what hangs on it along, too."""
+
     run_dir: Path | None = None
     """The run's own directory, for results, curves and checkpoints. By default it is runs/DATASET-labelsN-splitN-seedN."""
 

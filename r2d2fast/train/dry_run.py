@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from r2d2fast.data import ResidentImages
+from r2d2fast.train.build import bank_file
 from r2d2fast.train.callback import Callback
 from r2d2fast.train.config import Config
 from r2d2fast.train.evaluation import EVALUATION_BATCH
@@ -19,6 +20,7 @@ from r2d2fast.train.load_data import load_data
 from r2d2fast.train.methods import R2D2
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import CHOSEN, flags, recipe_for
+from r2d2fast.train.scaling import SCALED, hanging, scaled_epochs
 from r2d2fast.train.schedule import Epoch, batch_size
 from r2d2fast.train.threads import cpu_threads
 from r2d2fast.train.trainer import Trainer
@@ -37,9 +39,9 @@ def print_plan(config: Config, ranks: Ranks, console: Console) -> None:
 
 def scratch_trainer(config: Config, ranks: Ranks) -> Trainer:
     """A trainer of ``config`` to measure with, which leaves nothing on the disk."""
-    in_file = config.bank_storage not in ("device", "pinned")
     # The file itself can be the bank of a run that is still training.
-    scratch = replace(config, bank_storage=f"{config.bank_storage}.dry-run") if in_file else config
+    file = bank_file(config)
+    scratch = config if file is None else replace(config, bank_storage=f"{file}.dry-run")
     trainer = Trainer(scratch, *load_data(scratch, ranks), ranks)
     if isinstance(trainer.method, R2D2) and isinstance(trainer.method.bank.storage, Path):
         trainer.method.bank.storage.unlink()  # it stays mapped
@@ -52,9 +54,10 @@ def _print_settings(config: Config, console: Console) -> None:
     table = Table(title="settings, and where they are from")
     for heading in ("setting", "value", "from"):
         table.add_column(heading, overflow="fold")  # and nothing is cut, however narrow the terminal
+    derived = scaled_epochs(recipe.config, config.schedule_scale) | hanging(recipe.config, config)
     for name, value in flags(config).items():
         if value != defaults[name] and name not in ("dry_run", "split"):
-            table.add_row(_flag(name), _text(value), CHOSEN)
+            table.add_row(_flag(name), _text(value), SCALED if value == derived.get(name) else CHOSEN)
         elif name in recipe.sources:
             table.add_row(_flag(name), _text(value), recipe.sources[name])
     console.print(table)

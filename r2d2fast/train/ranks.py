@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from r2d2fast.devices import find_device
 from r2d2fast.train.errors import ConfigError, LostRankError, TrainingError
 
 T = TypeVar("T")
@@ -130,9 +131,9 @@ class Ranks:
 
 def resolve_device(name: str) -> torch.device:
     """The device of ``--device``. Raises ConfigError for one that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     if "LOCAL_RANK" in os.environ:
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
         if ":" in name:
             raise ConfigError(f"--device {name}: under torchrun each process takes its own; accepted: cpu, cuda, auto")
         if name == "cuda":
@@ -144,11 +145,9 @@ def resolve_device(name: str) -> torch.device:
                     f"--nproc-per-node of at most {gpus}, or --device cpu"
                 )
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {name}: {reason}; accepted: auto, cpu, and cuda where there is a GPU") from error
-    return torch.device(name)
+        return find_device(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 @contextmanager

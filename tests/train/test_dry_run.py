@@ -83,6 +83,21 @@ def test_adamw_has_learning_rates_of_its_own():
 
 
 @pytest.mark.usefixtures("quick")
+def test_the_dry_run_shows_what_is_scaled():
+    lines = plan(cli.parse(["--device=cpu", "--schedule-scale=0.05", "--stage2.epochs=3"]))
+    for line in (
+        "--schedule-scale 0.05 command line",
+        "--stage1.epochs 10 scaled",
+        "--stage1.cosine-epochs 10 scaled",
+        "--stage2.epochs 3 command line",
+        "--stage2.repredict-epochs 2 scaled",
+        "--stage2.lrs 0.12,0.004 scaled",
+        "--stage3.epochs 1 scaled",
+    ):
+        assert line in lines
+
+
+@pytest.mark.usefixtures("quick")
 def test_the_schedule_has_a_line_for_each_prediction_and_learning_rate():
     lines = plan()
     start = lines.index("digits, 50 labelled samples, 1387 unlabelled")
@@ -218,5 +233,5 @@ def test_nothing_is_written_and_the_bank_s_file_of_a_run_is_left_as_it_is(tmp_pa
 def test_what_cannot_run_has_no_plan():
     with pytest.raises(ConfigError, match=r"--stage2.lrs 0.1: 1 learning rates, 1 repredictions"):
         plan(replace(PLANNED, stage2=replace(PLANNED.stage2, lrs=(0.1,))))
-    with pytest.raises(ConfigError, match=r"--bank-storage /no/such/place.dry-run: cannot make the bank file"):
+    with pytest.raises(ConfigError, match=r"--bank-storage /no/such/place: cannot make the bank file"):
         plan(replace(PLANNED, bank_storage="/no/such/place"))
