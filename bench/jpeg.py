@@ -1,4 +1,4 @@
-"""``python -m bench.jpeg``: what a decoder of JPEG files costs against simplejpeg, at photographs' sizes, in full and scaled down.
+"""``python -m bench.jpeg``: what a decoder of JPEG files costs against simplejpeg, at photographs' sizes, in full and scaled.
 
 Scaled down: by the decoder's own DCT scaling, as far as both sides keep at least 224 pixels; simplejpeg has all eighths, Pillow
 halves, quarters and eighths.
