@@ -29,6 +29,7 @@ def _comma_separated(convert: Callable[[str], Any]) -> Any:
 SEEDS = 2**62
 """Seeds, and numbers of splits, are below it."""
 
+TrackerName = Literal["none", "tensorboard", "wandb", "trackio", "mlflow"]
 Integers = Annotated[tuple[int, ...], _comma_separated(int)]
 Numbers = Annotated[tuple[float, ...], _comma_separated(float)]
 
@@ -206,8 +207,9 @@ class Config:
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints within an epoch that is longer; there is one at the end of an epoch, too."""
 
-    tensorboard: bool = False
-    """Write metrics for TensorBoard, too, into the run directory (pip install "r2d2fast[tensorboard]")."""
+    tracker: TrackerName = "none"
+    """Give the metrics of each epoch to a tracker, too (pip install "r2d2fast[tensorboard]", "r2d2fast[wandb]" and so on).
+    tensorboard writes into the run directory. Offline: WANDB_MODE=offline; trackio is; MLFLOW_TRACKING_URI=sqlite:///mlflow.db."""
 
     profile: bool = False
     """Write trace-stage1.json and so on, of a few steps of each stage, into the run directory, for chrome://tracing or

@@ -1,11 +1,16 @@
-"""The metrics of each epoch: a line of metrics.jsonl, and what TensorBoard reads."""
+"""The metrics of each epoch: a line of metrics.jsonl, and what a tracker gets."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 from r2d2fast.train.files import write_atomically, writing
 from r2d2fast.train.run_directory import METRICS
+from r2d2fast.train.trackers import Tracker
+
+# Where in the schedule: of all metrics these are none.
+_PLACE = {"stage", "epoch"}
 
 
 class Metrics:
@@ -14,18 +19,14 @@ class Metrics:
     Args:
         directory: of the run.
         rows: of the epochs done. Lines of epochs after a checkpoint that was gone back to, perhaps a half-written one, go.
-        tensorboard: whether to write for TensorBoard, too, whose package has to be installed.
+        tracker: that gets them, too, if there is one.
         writes: whether this rank does.
     """
 
-    def __init__(self, directory: Path, rows: list[dict[str, Any]], tensorboard: bool, writes: bool) -> None:
+    def __init__(self, directory: Path, rows: list[dict[str, Any]], tracker: Tracker | None, writes: bool) -> None:
         self.path = directory / METRICS
         self.epochs = len(rows)
-        self.writer = None
-        if tensorboard and writes:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(directory), purge_step=self.epochs)
+        self.tracker = tracker
         self.writes = writes
         if writes:
             write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -34,12 +35,16 @@ class Metrics:
         """Add an epoch."""
         if not self.writes:
             return
-        with writing(self.path):
-            with open(self.path, "a") as file:
-                file.write(json.dumps(row) + "\n")
-            if self.writer is not None:
-                for name, value in row.items():
-                    if value is not None and name not in ("stage", "epoch"):
-                        self.writer.add_scalar(name, value, self.epochs)
-                self.writer.flush()
+        with writing(self.path), open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.tracker is not None:
+            numbers = {
+                name: value for name, value in row.items() if isinstance(value, int | float) and name not in _PLACE
+            }
+            try:
+                self.tracker.log(numbers, self.epochs)
+            except Exception as error:  # a server that is away stops no run
+                warnings.warn(
+                    f"the tracker did not take epoch {self.epochs} ({error!r}); {self.path} has it", stacklevel=2
+                )
         self.epochs += 1

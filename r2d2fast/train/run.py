@@ -38,18 +38,13 @@ from r2d2fast.train.state import load_values, tensors
 from r2d2fast.train.threads import cpu_threads
 from r2d2fast.train.trainer import Trainer
 
-# What flags need that is not installed with everything else.
-PACKAGES = {"tensorboard": "tensorboard", "onnx": "onnxscript"}
-
 
 def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, Any]:
     """Train as ``config`` (with ``split`` resolved) says, or go on where ``directory`` left off.
 
     Returns the results, as in ``results.json``. Raises TrainingError.
     """
-    for flag, package in PACKAGES.items():
-        if getattr(config, flag) and find_spec(package) is None:
-            raise ConfigError(f'--{flag}: {package} is not installed; pip install "r2d2fast[{flag}]", or leave it out')
+    _check_packages(config)
     if config.resume:
         ranks.on_first(lambda: check_settings(directory, config))  # before data of another set are looked for
     data, labels = load_data(config, ranks)
@@ -77,6 +72,16 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
         ranks.on_first(lambda: _finish(trainer, directory, results))
     return results
+
+
+def _check_packages(config: Config) -> None:
+    """Raise ConfigError for what flags need that is not installed with everything else."""
+    needed = {"--onnx": ("onnx", "onnxscript")} if config.onnx else {}
+    if config.tracker != "none":
+        needed[f"--tracker {config.tracker}"] = (config.tracker, config.tracker)
+    for flag, (extra, package) in needed.items():
+        if find_spec(package) is None:
+            raise ConfigError(f'{flag}: {package} is not installed; pip install "r2d2fast[{extra}]", or leave it out')
 
 
 def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, float | None]:

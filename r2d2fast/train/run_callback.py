@@ -10,12 +10,15 @@ from rich.console import Console
 
 from r2d2fast.train.callback import Callback
 from r2d2fast.train.checkpoint import Checkpoints
+from r2d2fast.train.config import Config
 from r2d2fast.train.errors import PreemptedError
 from r2d2fast.train.metrics import Metrics
 from r2d2fast.train.profile import StepTracer
 from r2d2fast.train.progress import Reporter
 from r2d2fast.train.pseudo_labels import Moment, save_pseudo_labels
+from r2d2fast.train.recipes import flags
 from r2d2fast.train.schedule import Epoch
+from r2d2fast.train.trackers import Tracker, start_tracker
 from r2d2fast.train.trainer import Trainer
 
 # Steps between two moments at which the ranks ask each other: a collective on the host, some 0.1 ms.
@@ -38,7 +41,9 @@ class RunCallback(Callback, AbstractContextManager["RunCallback"]):
         self.checkpoints = Checkpoints(directory, done, config.checkpoint_minutes)
         self.terminated = Terminated()
         self.reporter = Reporter(console, trainer.schedule, done)
-        self.metrics = Metrics(directory, trainer.history, config.tensorboard, writes=ranks.rank == 0)
+        self.tracker: Tracker | None = None
+        ranks.on_first(lambda: self._start_tracker(config, done))
+        self.metrics = Metrics(directory, trainer.history, self.tracker, writes=ranks.rank == 0)
         self.tracer = StepTracer(directory) if config.profile and ranks.rank == 0 else None
         self.calls = 0
         self.context = ExitStack()
@@ -54,6 +59,11 @@ class RunCallback(Callback, AbstractContextManager["RunCallback"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.context.__exit__(kind, error, trace)
+        if self.tracker is not None:
+            self.tracker.close(failed=error is not None)
+
+    def _start_tracker(self, config: Config, done: int) -> None:
+        self.tracker = start_tracker(config.tracker, self.directory, flags(config), done)
 
     def between_steps(self, trainer: Trainer) -> None:
         """Save if a checkpoint is due; after a SIGTERM to any rank save and raise PreemptedError, on every rank."""

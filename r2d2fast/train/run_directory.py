@@ -31,7 +31,7 @@ RUN_FILES = (CONFIG, CURRENT, PREVIOUS, METRICS, RESULTS)
 # What one command does, and the next one need not.
 OF_A_COMMAND = {
     *("download", "run_dir", "resume", "eval_only", "dry_run", "runs", "schedule_scale"),
-    *("tensorboard", "profile", "onnx"),
+    *("tracker", "profile", "onnx"),
 }
 # They say where and how to run, not what: two runs that differ in nothing else are the same run.
 NOT_COMPARED = OF_A_COMMAND | {

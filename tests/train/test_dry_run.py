@@ -221,7 +221,7 @@ def test_durations():
 def test_nothing_is_written_and_the_bank_s_file_of_a_run_is_left_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "bank"
-    flags = {"run_dir": tmp_path / "run", "data_dir": tmp_path / "data", "tensorboard": True, "profile": True}
+    flags = {"run_dir": tmp_path / "run", "data_dir": tmp_path / "data", "tracker": "tensorboard", "profile": True}
     assert "--bank-storage" in " ".join(plan(replace(PLANNED, bank_storage=str(path), **flags)))
     assert list(tmp_path.rglob("*")) == []
     path.write_bytes(contents := torch.randn(1387 * 10).numpy().tobytes())

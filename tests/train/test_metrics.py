@@ -1,7 +1,6 @@
-"""What --tensorboard, --profile and --onnx write beside the results, and what they say where they cannot."""
+"""What --profile and --onnx write beside the results, and what they say where they cannot."""
 
 import json
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -24,68 +23,27 @@ def read(directory):
 
 def test_rows_are_added_to_those_of_the_epochs_done_and_other_lines_go(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 99}\n{"ep')
-    metrics = Metrics(tmp_path, ROWS[:1], tensorboard=False, writes=True)
+    metrics = Metrics(tmp_path, ROWS[:1], tracker=None, writes=True)
     assert read(tmp_path) == ROWS[:1]
     metrics.append(ROWS[1])
     assert read(tmp_path) == ROWS
 
 
 def test_a_rank_that_writes_nothing_leaves_the_file_alone_and_a_full_disk_is_an_error_of_ours(tmp_path):
-    Metrics(tmp_path, ROWS[:1], tensorboard=False, writes=False).append(ROWS[1])
+    Metrics(tmp_path, ROWS[:1], tracker=None, writes=False).append(ROWS[1])
     assert list(tmp_path.iterdir()) == []
-    metrics = Metrics(tmp_path, [], tensorboard=False, writes=True)
+    metrics = Metrics(tmp_path, [], tracker=None, writes=True)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(TrainingError, match=rf"cannot write {tmp_path}/metrics.jsonl: No space left.*--resume"):
         metrics.append(ROWS[0])
 
 
-@pytest.mark.parametrize(("flag", "package"), [("tensorboard", "tensorboard"), ("onnx", "onnxscript")])
-def test_without_its_package_a_flag_is_refused_before_anything_is_written(
-    flag, package, tmp_path, train_here, capsys, monkeypatch
-):
-    monkeypatch.setattr("r2d2fast.train.run.find_spec", lambda name: None if name == package else name)
-    assert train_here(f"--{flag}", "--run-dir", tmp_path / "run") == 2
-    assert f'--{flag}: {package} is not installed; pip install "r2d2fast[{flag}]"' in capsys.readouterr().err
+def test_without_its_package_a_flag_is_refused_before_anything_is_written(tmp_path, train_here, capsys, monkeypatch):
+    monkeypatch.setattr("r2d2fast.train.run.find_spec", lambda name: None if name == "onnxscript" else name)
+    assert train_here("--onnx", "--run-dir", tmp_path / "run") == 2
+    assert '--onnx: onnxscript is not installed; pip install "r2d2fast[onnx]"' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-# --- TensorBoard
-
-
-@pytest.mark.extra("tensorboard")
-def test_tensorboard_reads_every_metric_of_every_epoch(tmp_path, train_here, start_run):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    directory = tmp_path / "run"
-    # In two pieces: what the second writes follows on what the first did.
-    assert train_here("--tensorboard", "--run-dir", directory) == 0
-    (directory / "results.json").unlink()
-    shutil.rmtree(directory / "checkpoint")
-    assert train_here("--tensorboard", "--resume", "--run-dir", directory) == 0
-    events = EventAccumulator(str(directory)).Reload()
-    rows = read(directory)
-    for name in rows[5].keys() - {"stage", "epoch", "seconds", "images_per_second", "outside_network"}:
-        expected = {epoch: float(row[name]) for epoch, row in enumerate(rows) if row.get(name) is not None}
-        scalars = {event.step: event.value for event in events.Scalars(name)}
-        assert scalars == pytest.approx(expected, rel=1e-6), name
-
-
-def test_what_tensorboard_is_given(tmp_path, monkeypatch):
-    written = []
-    writer = SimpleNamespace(add_scalar=lambda *scalar: written.append(scalar), flush=lambda: written.append("flush"))
-    made = []
-    stub = SimpleNamespace(SummaryWriter=lambda *where, **options: made.append((where, options)) or writer)
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", stub)
-    metrics = Metrics(tmp_path, ROWS[:1], tensorboard=True, writes=True)
-    metrics.append(ROWS[1])
-    metrics.append(ROWS[0])
-    # Steps are epochs of the run; those from the first new one on are taken back.
-    assert made == [((str(tmp_path),), {"purge_step": 1})]
-    second = [("repredicted", True, 1), ("test_error", 12.5, 1), ("pseudo_label_error", 10.0, 1), "flush"]
-    assert written == [*second, ("repredicted", False, 2), ("test_error", 50.0, 2), "flush"]
-    Metrics(tmp_path, ROWS[:1], tensorboard=True, writes=False)
-    assert len(made) == 1
 
 
 # --- traces

@@ -23,7 +23,7 @@ SIZES = {
 OPERATION = {
     *("dataset", "data_dir", "download", "seed", "split", "split_file", "stages", "run_dir", "resume", "eval_only"),
     *("dry_run", "runs", "device", "threads", "precision", "compile", "deterministic", "workers", "on_bad_image"),
-    *("decoder", "log_interval", "checkpoint_minutes", "tensorboard", "profile", "onnx", "pretrained", "bank_dtype"),
+    *("decoder", "log_interval", "checkpoint_minutes", "tracker", "profile", "onnx", "pretrained", "bank_dtype"),
     *("bank_storage", "test_fraction", "schedule_scale"),
 }
 LEARNING = {name for name in flags(RECIPES["cifar10"].config) if name not in OPERATION}
