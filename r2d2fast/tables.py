@@ -5,6 +5,8 @@ import io
 import statistics
 from collections.abc import Iterable, Sequence
 
+from rich.console import Console
+
 NO_VALUE = "–"
 
 
@@ -19,6 +21,11 @@ def mean_std(values: Sequence[float], digits: int = 2) -> str:
 def counted(number: int, noun: str) -> str:
     """``1 epoch``, ``2 epochs``."""
     return f"{number} {noun}" + "s" * (number != 1)
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print a line: on a terminal broken between words, in a file or a pipe in one piece."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 def probability(value: float) -> str:

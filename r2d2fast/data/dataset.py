@@ -68,6 +68,8 @@ class Dataset:
         class_names: N names.
         train_names: M names, as split files have them: a path within the data set, or the sample's number.
         held_out: how many labelled samples were taken from the training part to test on, as there is no other test part.
+        ignored: how many files of a folder were left out, by what they are; None where the data set is no folder.
+        warnings: sentences on what may be a mistake in it.
     """
 
     train: Images
@@ -77,6 +79,8 @@ class Dataset:
     class_names: Sequence[str]
     train_names: Sequence[str]
     held_out: int = 0
+    ignored: Mapping[str, int] | None = None
+    warnings: Sequence[str] = ()
 
     @property
     def num_classes(self) -> int:

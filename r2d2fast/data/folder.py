@@ -49,7 +49,8 @@ def _photographs(tree: Tree, device: torch.device, options: PhotographOptions) -
 
 def _dataset(tree: Tree, train: Images, test: Images) -> Dataset:
     names = tree.train.files.names
-    return Dataset(train, test, tree.train.labels, tree.test.labels, tree.class_names, names, tree.held_out)
+    labels = tree.train.labels, tree.test.labels
+    return Dataset(train, test, *labels, tree.class_names, names, tree.held_out, tree.ignored, tree.warnings)
 
 
 def load_imagenet(root: Path, device: torch.device, options: PhotographOptions = _DEFAULTS) -> Dataset:

@@ -19,7 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from r2d2fast.command import as_called
 from r2d2fast.data import DataError, LoaderError
 from r2d2fast.data.embeddings import embedding_files, read_embedding_file
-from r2d2fast.data.photographs.tree import LABEL_FILE, read_labels
+from r2d2fast.data.label_file import LABEL_FILE, read_labels
 from r2d2fast.files import replacing
 from r2d2fast.help_texts import description, with_help_texts
 from r2d2fast.predict.inputs import Inputs, paths_in
@@ -146,9 +146,9 @@ def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> tuple[li
         found = paths_in(source)
         if not found:
             raise DataError(f"{source} has no images; their names end in {' '.join(IMG_EXTENSIONS)}")
-        labels = read_labels(source / LABEL_FILE) if (source / LABEL_FILE).is_file() else None
-        for path in found:
-            name = Path(path).relative_to(source).as_posix()
+        names = [Path(path).relative_to(source).as_posix() for path in found]
+        labels = read_labels(source / LABEL_FILE, names, missing_ok=True) if (source / LABEL_FILE).is_file() else None
+        for name in names:
             label = name.rpartition("/")[0].partition("/")[0] if labels is None else labels.get(name)
             classes.append(-1 if label is None else numbers.get(label, -1))
         paths += found

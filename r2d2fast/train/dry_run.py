@@ -15,6 +15,7 @@ from r2d2fast.data import ResidentImages
 from r2d2fast.train.build import bank_file
 from r2d2fast.train.callback import Callback
 from r2d2fast.train.config import Config
+from r2d2fast.train.data_summary import print_data
 from r2d2fast.train.evaluation import EVALUATION_BATCH
 from r2d2fast.train.load_data import load_data
 from r2d2fast.train.methods import R2D2
@@ -31,6 +32,7 @@ MEASURED_STEPS = 3
 def print_plan(config: Config, ranks: Ranks, console: Console) -> None:
     """Print what a run of ``config`` would do. The steps measured change a trainer that nobody keeps."""
     trainer = scratch_trainer(config, ranks)
+    print_data(config, trainer.data, trainer.labels, console)
     _print_settings(config, console)
     _print_schedule(trainer, console)
     _print_memory(trainer, console)

@@ -94,18 +94,22 @@ class Ranks:
             raise outcome[1]
         return outcome[0]
 
+    def gather_objects(self, value: T) -> list[T]:
+        """The values, which can be pickled, of all ranks."""
+        values = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def on_all(self, function: Callable[[], T]) -> T:
         """What ``function`` returns on this rank, or on every rank the TrainingError of the first rank on which it raises one."""
-        result, errors = cast(T, None), cast(list[TrainingError | None], [None] * self.count)
+        result, error = cast(T, None), cast(TrainingError | None, None)
         try:
             result = function()
-        except TrainingError as error:
-            errors[self.rank] = error
-        if self.count > 1:
-            dist.all_gather_object(errors, errors[self.rank])
-        for raised in errors:
-            if raised is not None:
-                raise raised
+        except TrainingError as raised:
+            error = raised
+        for first in filter(None, self.gather_objects(error)):
+            raise first
         return result
 
     def broadcast_buffers(self, module: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from rich.console import Console
 
 from r2d2fast.machine import describe_run, versions
 from r2d2fast.models import export_onnx, export_safetensors
-from r2d2fast.tables import counted
+from r2d2fast.tables import counted, say
 from r2d2fast.train.build import bank_file
 from r2d2fast.train.checkpoint import find_checkpoint, keep_good, load_tensors, read_values
 from r2d2fast.train.config import Config
+from r2d2fast.train.data_summary import print_data
 from r2d2fast.train.errors import ConfigError, DivergenceError, TrainingError
 from r2d2fast.train.files import write_atomically
 from r2d2fast.train.labels import write_labels
@@ -35,6 +36,7 @@ from r2d2fast.train.run_directory import (
     write_results,
 )
 from r2d2fast.train.state import load_values, tensors
+from r2d2fast.train.summary import NAMED
 from r2d2fast.train.threads import cpu_threads
 from r2d2fast.train.trainer import Trainer
 
@@ -52,10 +54,11 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         bank = bank_file(config)
         if bank is not None:
             locks.enter_context(locked(Path(f"{bank}.lock"), ranks, "--bank-storage"))
+        print_data(config, data, labels, console)
         trainer = Trainer(config, data, labels, ranks)
         finished = ranks.on_first(lambda: open_directory(directory, config))
         if finished is not None:
-            console.print(f"{directory} holds a finished run; nothing to do.", soft_wrap=True)
+            say(console, f"{directory} holds a finished run; nothing to do.")
             return finished
         locks.enter_context(locked(directory / LOCK, ranks, "--run-dir"))
         ranks.on_first(lambda: keep_split_file(directory, trainer.data, trainer.labels))
@@ -67,7 +70,14 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         with cpu_threads(trainer.threads):  # whose number is in the description
             write_labels(trainer, directory, console)
             about = {"machine": describe_run(ranks.device, ranks.count), "versions": versions()}
-        counts = {"held_out": data.held_out, "test_images": len(data.test_labels)}
+        bad_images = {**data.train.bad_images, **data.test.bad_images}
+        bad = {name: why for of_rank in ranks.gather_objects(bad_images) for name, why in of_rank.items()}
+        counts = {
+            "held_out": data.held_out,
+            "test_images": len(data.test_labels),
+            "bad_images": len(bad),
+            "bad_images_named": dict(islice(sorted(bad.items()), NAMED)),
+        }
         results = summarize(config, trainer.history) | counts | about
         # Rank 0 alone, the others wait; that the results are there says that the run is finished, and so they come last.
         ranks.on_first(lambda: _finish(trainer, directory, results))
@@ -108,7 +118,7 @@ def evaluate(config: Config, directory: Path, console: Console, ranks: Ranks) ->
 def _find(directory: Path, console: Console, ranks: Ranks) -> Path | None:
     path, messages = ranks.on_first(lambda: find_checkpoint(directory))
     for message in messages:
-        console.print(message, soft_wrap=True)
+        say(console, message)
     return path
 
 
@@ -126,7 +136,7 @@ def _resume(trainer: Trainer, directory: Path, console: Console) -> None:
     console.print(f"resumed after {epochs} of {len(trainer.schedule)} epochs{steps}")
     before, now = values["precision"], trainer.precision.name
     if before != now:
-        console.print(f"--precision auto, {before} on the machine before, is {now} on this one", soft_wrap=True)
+        say(console, f"--precision auto, {before} on the machine before, is {now} on this one")
 
 
 def _check_classes(values: dict[str, Any], trainer: Trainer, directory: Path) -> None:
@@ -198,7 +208,6 @@ def summarize(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "stages": stages,
         **{name: value for name, value in rows[-1].items() if name.startswith("test_error")},
         "seconds": sum(row["seconds"] for row in rows),
-        "bad_images": rows[-1]["bad_images"],
     }
 
 

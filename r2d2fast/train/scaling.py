@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+from r2d2fast.tables import counted
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.recipes import flags, override
@@ -64,6 +65,6 @@ def dropped(recipe: Config, config: Config) -> str | None:
     rates = ",".join(map(str, config.stage2.lrs))
     where = f"before epochs {','.join(map(str, left))}" if left else "so stage 2 is plain D2"
     return (
-        f"{config.stage2.epochs} epochs of stage 2 have room for {len(left)} of the recipe's {len(before)} repredictions, "
+        f"{counted(config.stage2.epochs, 'epoch')} of stage 2: there is room for {len(left)} of {len(before)} repredictions, "
         f"{where}; learning rates {rates}"
     )

@@ -8,16 +8,18 @@ from rich.console import Console
 from rich.table import Table
 
 from r2d2fast.command import as_called
-from r2d2fast.tables import NO_VALUE, counted, mean_std
+from r2d2fast.tables import NO_VALUE, counted, mean_std, say
 from r2d2fast.train.labels import LABELS
 from r2d2fast.train.run_directory import NETWORK
 
+# Bad images that are named; all are counted.
+NAMED = 10
 NO_TEST_ERROR = "no test error, as there are no test samples"
 
 
 def print_errors(errors: dict[str, float | None], directory: Path, console: Console) -> None:
     """Print the test errors of a network that was only evaluated."""
-    console.print(f"{_errors(errors)}: the network in {directory}", highlight=False, soft_wrap=True)
+    say(console, f"{_errors(errors)}: the network in {directory}")
 
 
 def print_summary(results: dict[str, Any], directory: Path, console: Console) -> None:
@@ -28,26 +30,25 @@ def print_summary(results: dict[str, Any], directory: Path, console: Console) ->
         rate, outside = entry["images_per_second"], entry["outside_network"]
         speed = "" if rate is None else f", {rate:.0f} images/s"
         share = "" if outside is None else f", {100 * outside:.0f} % of the time outside the network"
-        console.print(
+        say(
+            console,
             f"stage {entry['stage']}: {_errors(entry)} after {counted(entry['epochs'], 'epoch')}{before_r2}; "
             f"{entry['seconds']:.0f} s{speed}{share}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if results["held_out"]:
-        console.print(
-            f"{results['held_out']} labelled images were kept for tests, since the data set has no test part; --test-fraction "
-            "changes how many (0: all of them are trained on, and there is no test error)",
-            highlight=False,
-            soft_wrap=True,
         )
     if results["bad_images"]:
-        console.print(f"{results['bad_images']} images could not be decoded and were replaced", highlight=False)
-    console.print(
+        say(console, f"{counted(results['bad_images'], 'image')} could not be read:")
+        for name, reason in results.get("bad_images_named", {}).items():
+            say(console, f"  {name}: {reason}")
+        if results["bad_images"] > NAMED:
+            say(console, f"  and {results['bad_images'] - NAMED} more; {LABELS} names all that are not labelled")
+    say(
+        console,
         f"{results['seconds']:.0f} s; in {directory} are {LABELS}, the class of every training sample, {NETWORK}, results, "
-        f"metrics, pictures and checkpoints. To label others: {as_called('predict')} {shlex.quote(str(directory))} SOURCE",
-        highlight=False,
-        soft_wrap=True,
+        "metrics, pictures and checkpoints.",
+    )
+    # In one piece, to be copied.
+    console.print(
+        f"To label others: {as_called('predict')} {shlex.quote(str(directory))} SOURCE", highlight=False, soft_wrap=True
     )
 
 

@@ -47,9 +47,7 @@ def test_a_dry_run_shows_the_kind_and_the_recipe(folder, capsys):
 def test_what_is_held_out_is_told_with_the_flag_that_changes_it(folder, tmp_path, capsys):
     assert cli.main([*folder, *SHORT, f"--run-dir={tmp_path / 'run'}"]) == 0
     printed = capsys.readouterr().out
-    assert (
-        "8 labelled images were kept for tests, since the data set has no test part; --test-fraction changes" in printed
-    )
+    assert "10 labelled samples, 22 unlabelled, 8 labelled ones held out to test on (--test-fraction" in printed
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["held_out"] == 8
     assert 0 <= results["test_error"] <= 100
@@ -60,7 +58,7 @@ def test_without_test_images_everything_works_and_there_is_no_test_error(folder,
     assert cli.main([*flags, "--runs=2"]) == 0
     printed = capsys.readouterr().out
     assert "stage 3: no test error, as there are no test samples after 1 epoch;" in printed
-    assert "kept for tests" not in printed
+    assert "10 labelled samples, 30 unlabelled, none to test on" in printed
     assert "test error in percent" not in printed
     runs = [tmp_path / "run" / name for name in ("run0", "run1")]
     for run in runs:
@@ -90,4 +88,5 @@ def test_damaged_images_are_counted(folder, tmp_path, capsys):
     assert cli.main(flags) == 2
     assert "china/000.jpg: not a readable image" in capsys.readouterr().err
     assert cli.main([*flags, "--on-bad-image=skip"]) == 0
-    assert "1 images could not be decoded and were replaced" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1 image could not be read:\n  china/000.jpg: not a readable image (" in told

@@ -52,17 +52,17 @@ def test_a_scale_that_is_none(scale):
 
 def test_repredictions_without_room_are_told_with_the_learning_rates_that_are_left():
     recipe = cli.parse([CIFAR10])
-    for arguments, told in (
+    for epochs, told in (
         (
-            ["--stage2.epochs=2"],
-            "2 epochs of stage 2 have room for 1 of the recipe's 4 repredictions, before epochs 1; ",
+            "2",
+            "2 epochs of stage 2: there is room for 1 of 4 repredictions, before epochs 1; learning rates 0.12,0.004",
         ),
         (
-            ["--stage2.epochs=1"],
-            "have room for 0 of the recipe's 4 repredictions, so stage 2 is plain D2; learning rates 0.12",
+            "1",
+            "1 epoch of stage 2: there is room for 0 of 4 repredictions, so stage 2 is plain D2; learning rates 0.12",
         ),
     ):
-        assert told in dropped(recipe, cli.parse([CIFAR10, *arguments]))
+        assert dropped(recipe, cli.parse([CIFAR10, "--stage2.epochs", epochs])) == told
     for arguments in (
         [],
         ["--schedule-scale=0.1"],

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from r2d2fast.data.dataset import Augmentation
+from r2d2fast.data.errors import DataError
 from r2d2fast.data.order import Batch, keys_of
 from r2d2fast.data.photographs.crop import RANDOM_NUMBERS, Crop, centre_crop, random_crop
 from r2d2fast.data.photographs.dali import dali_batches, require_dali
@@ -101,7 +102,7 @@ class PhotographImages:
 
     def batches(self, order: Sequence[Batch], augmentation: Augmentation | None, seed: int) -> Iterator[Tensor]:
         """See ``Images.batches``. Raises ValueError for shifts or a cutout, which photographs do not have; while it goes on
-        BadImageError, OSError for a file that cannot be read, LoaderError for a loader process that died."""
+        BadImageError, DataError for a file that cannot be read, LoaderError for a loader process that died."""
         if augmentation is not None and (augmentation.translate or augmentation.cutout):
             raise ValueError(
                 f"translate is {augmentation.translate} and cutout {augmentation.cutout}; accepted for photographs: 0, they are "
@@ -120,6 +121,10 @@ class PhotographImages:
             loaded = load_batches(load, order, self._options.workers, pin=self._device.type == "cuda")
         for pixels, failures in loaded:
             for failure in failures:
+                if isinstance(failure, OSError):
+                    raise DataError(
+                        f"cannot read {failure.filename}: {failure.strerror}. When it can be read again --resume goes on"
+                    ) from failure
                 if not (self._options.on_bad_image == "skip" and isinstance(failure, BadImageError)):
                     raise failure
                 self.bad_images[failure.name] = failure.reason

@@ -2,8 +2,9 @@
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,19 +13,21 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from r2d2fast.command import as_called
+from r2d2fast.data.class_names import means_unlabelled, similar_names
 from r2d2fast.data.errors import DataError
+from r2d2fast.data.label_file import LABEL_FILE, read_labels
 from r2d2fast.data.names import Names
+from r2d2fast.data.photographs.decode import BadImageError
 from r2d2fast.image_options import TEST_FRACTION
 
-LABEL_FILE = "labels.txt"
 TRAIN = "train"
 # The first that is there: ImageNet's own test/ has no labels.
 TESTS = ("val", "test")
 LAYOUTS = f"""accepted:
   DIR/{TRAIN}/CLASS/*.jpg and DIR/{TESTS[0]}/CLASS/*.jpg (or {TESTS[1]}), a folder for each class;
   DIR/CLASS/*.jpg: of the labelled images, --test-fraction are held out to test on;
-  DIR/*.jpg with DIR/{LABEL_FILE}, lines 'FILENAME CLASS'; images without a line are unlabelled. {TRAIN}/ and {TESTS[0]}/ can have
-    the same form;
+  DIR/*.jpg with DIR/{LABEL_FILE}, lines 'FILENAME CLASS' or 'FILENAME,CLASS'; images without a line are unlabelled.
+    {TRAIN}/ and {TESTS[0]}/ can have the same form;
   what {as_called("pack")} has written.
 Endings: {" ".join(IMG_EXTENSIONS)}"""
 
@@ -57,8 +60,25 @@ class FolderFiles:
         return len(self.names)
 
     def read(self, sample: int) -> bytes:
-        with open(f"{self.directory}/{self.names[sample]}", "rb") as file:
-            return file.read()
+        """See ``Files.read``. A file that is gone from a folder in which others are is a damaged image, and so is a link to one;
+        where the folder is gone, or empty, as that of a file server that is away, reading it is an error."""
+        path = f"{self.directory}/{self.names[sample]}"
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except FileNotFoundError as error:
+            target = os.path.realpath(path)
+            try:
+                others = os.listdir(os.path.dirname(target))
+            except OSError:
+                others = []
+            # The link itself is one that is there.
+            if not set(others) - {os.path.basename(path)}:
+                raise
+            why = (
+                f"a link to {target}, which is not there" if os.path.islink(path) else "the file is not there any more"
+            )
+            raise BadImageError(self.names[sample], why) from error
 
 
 @dataclass(frozen=True)
@@ -77,12 +97,16 @@ class Tree:
         class_names: N names.
         train, test: the images; there may be none to test on.
         held_out: how many labelled images were taken from the others for ``test``, since there is no part for tests.
+        ignored: how many files were left out, by what they are.
+        warnings: sentences on what may be a mistake.
     """
 
     class_names: Sequence[str]
     train: Part
     test: Part
     held_out: int = 0
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
 def read_tree(root: Path, test_fraction: float = TEST_FRACTION) -> Tree:
@@ -100,11 +124,14 @@ def read_tree(root: Path, test_fraction: float = TEST_FRACTION) -> Tree:
         raise DataError(f"--test-fraction is {test_fraction}; accepted: at least 0, for no test images, and below 1")
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; {LAYOUTS}")
+    ignored: Counter[str] = Counter()
+    warnings: list[str] = []
     test_directory = next((root / name for name in TESTS if (root / name).is_dir()), None)
     if (root / TRAIN).is_dir():
-        train = _classes_by_name(root / TRAIN)
+        train = _classes_by_name(root / TRAIN, ignored, warnings)
+        warnings += _beside(root, test_directory)
         if test_directory is not None:
-            test = _classes_by_name(test_directory)
+            test = _classes_by_name(test_directory, ignored, warnings)
             _check_test_classes(train, test, test_directory)
         elif test_fraction:
             raise DataError(
@@ -116,7 +143,7 @@ def read_tree(root: Path, test_fraction: float = TEST_FRACTION) -> Tree:
         directories = root / TRAIN, test_directory or root
         held_out = 0
     else:
-        train, test = _hold_out(_classes_by_name(root), test_fraction)
+        train, test = _hold_out(_classes_by_name(root, ignored, warnings), test_fraction)
         directories = root, root
         held_out = len(test)
     class_names = sorted({name for name in train.values() if name is not None}, key=_class_order)
@@ -129,26 +156,40 @@ def read_tree(root: Path, test_fraction: float = TEST_FRACTION) -> Tree:
         Part(FolderFiles(directory, Names.of(classes)), _int64(numbers[name] for name in classes.values()))
         for directory, classes in zip(directories, (train, test), strict=True)
     )
-    return Tree(class_names, train_part, test_part, held_out)
+    counts = Counter(label for label in (*train.values(), *test.values()) if label is not None)
+    return Tree(class_names, train_part, test_part, held_out, ignored, [*warnings, *similar_names(counts)])
 
 
 def _int64(numbers: Iterable[int]) -> Tensor:
     return torch.tensor(list(numbers), dtype=torch.int64)
 
 
-def _classes_by_name(directory: Path) -> dict[str, str | None]:
-    """The class of each image below ``directory``, None if it has none; sorted by name."""
-    names = sorted(image_names(directory))
+def _beside(root: Path, test_directory: Path | None) -> Iterator[str]:
+    """A sentence on a folder of unlabelled images, or of tests, that is not among those for training and tests."""
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and path != test_directory and (path.name in TESTS or means_unlabelled(path.name)):
+            why = (
+                f"the test images are those of {test_directory.name}/"
+                if test_directory and path.name in TESTS
+                else (f"move it into {TRAIN}/ if its images are to be labelled")
+            )
+            yield f"{path} is not looked at: {why}"
+
+
+def _classes_by_name(directory: Path, ignored: Counter[str], warnings: list[str]) -> dict[str, str | None]:
+    """The class of each image below ``directory``, None if it has none; sorted by name. Adds to the last two."""
+    names = []
+    for name in _files(directory):
+        kind = _ignored_as(name)
+        if kind is None:
+            names.append(name)
+        elif name != LABEL_FILE:
+            ignored[kind] += 1
+    names.sort()
     if not names:
         raise DataError(f"{directory} has no images; {LAYOUTS}")
     if (directory / LABEL_FILE).is_file():
-        labelled = read_labels(directory / LABEL_FILE)
-        missing = sorted(labelled.keys() - set(names))
-        if missing:
-            raise DataError(
-                f"{directory / LABEL_FILE} names {len(missing)} images that are not there, the first {missing[0]!r}: "
-                f"remove their lines, or add the files below {directory}"
-            )
+        labelled = read_labels(directory / LABEL_FILE, names)
         return {name: labelled.get(name) for name in names}
     beside = [name for name in names if "/" not in name]
     if beside:
@@ -156,39 +197,36 @@ def _classes_by_name(directory: Path) -> dict[str, str | None]:
             f"{directory} has images outside class folders, the first {beside[0]!r}, and no {LABEL_FILE} that gives their "
             f"classes; {LAYOUTS}"
         )
-    return {name: name.partition("/")[0] for name in names}
+    folders = sorted({name.partition("/")[0] for name in names})
+    unlabelled = {folder for folder in folders if means_unlabelled(folder)}
+    warnings += [
+        f"{directory / folder} is taken for unlabelled images, as its name says; if it is a class, rename it"
+        for folder in folders
+        if folder in unlabelled
+    ]
+    return {name: folder if folder not in unlabelled else None for name in names for folder in [name.partition("/")[0]]}
 
 
 def image_names(directory: Path) -> Iterator[str]:
     """The paths of all image files below ``directory``, in it, with forward slashes."""
+    return (name for name in _files(directory) if _ignored_as(name) is None)
+
+
+def _ignored_as(name: str) -> str | None:
+    """What a file is that is not taken, in one word; None for an image."""
+    base = name.rpartition("/")[2]
+    if base.startswith("."):
+        return "hidden"
+    return None if base.lower().endswith(IMG_EXTENSIONS) else os.path.splitext(base)[1].lower() or "without an ending"
+
+
+def _files(directory: Path) -> Iterator[str]:
+    """The paths of all files below ``directory`` but those in hidden folders."""
     for folder, below, files in os.walk(directory, followlinks=True):
         below[:] = [name for name in below if not name.startswith(".")]
         prefix = Path(folder).relative_to(directory)
         for name in files:
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
-                yield (prefix / name).as_posix()
-
-
-def read_labels(path: Path) -> dict[str, str]:
-    """The class of each image that a file of labels names. Raises DataError for a line that is none."""
-    classes: dict[str, str] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error}); accepted: lines 'FILENAME CLASS'") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        # A file name may have spaces in it, a class none.
-        name, _, label = line.strip().rpartition(" ") if " " in line.strip() else line.strip().rpartition("\t")
-        name = name.strip()
-        if not name:
-            raise DataError(f"{path}, line {number}: {line!r} is not 'FILENAME CLASS'")
-        if classes.setdefault(name, label) != label:
-            raise DataError(
-                f"{path}, line {number}: {name!r} has class {label!r}, but {classes[name]!r} before; keep one"
-            )
-    return classes
+            yield (prefix / name).as_posix()
 
 
 def _check_test_classes(train: dict[str, str | None], test: dict[str, str | None], directory: Path) -> None:

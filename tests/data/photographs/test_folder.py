@@ -125,6 +125,42 @@ def test_names_that_are_no_text_are_kept(tmp_path):
     assert len(list(data.train.batches(order([sample]), None, 0))) == 1
 
 
+def test_what_is_ignored_is_counted_by_its_kind(tmp_path):
+    write_class_folders(tmp_path / "train", 6)
+    for name in ("a.HEIC", "china/b.heic", "china/c.gif", "notes", ".hidden.jpg"):
+        (tmp_path / "train" / name).write_bytes(b"")
+    assert read_tree(tmp_path, 0).ignored == {".heic": 2, ".gif": 1, "without an ending": 1, "hidden": 1}
+    data = load_folder(tmp_path, CPU, PhotographOptions(32, 40), 0)
+    assert (len(data.train), data.ignored[".heic"], list(data.warnings)) == (6, 2, [])
+
+
+def test_a_folder_of_unlabelled_images_is_none_of_a_class(tmp_path):
+    write_class_folders(tmp_path, 6)
+    touch(tmp_path / "Unlabeled/x.jpg")
+    touch(tmp_path / "Unlabeled/y.jpg")
+    tree = read_tree(tmp_path, 0)
+    assert tree.class_names == ["china", "flower"]
+    assert tree.train.labels.tolist() == [-1, -1, 0, 0, 0, 1, 1, 1]
+    assert [f"{tmp_path}/Unlabeled is taken for unlabelled images" in told for told in tree.warnings] == [True]
+
+
+def test_folders_that_are_not_looked_at_and_names_that_are_nearly_one_are_told(tmp_path):
+    write_tree(tmp_path, 4, 2)
+    for name in ("unlabelled/x.jpg", "test/y.jpg", "train/flowers/z.jpg", "train/flowers/q.jpg"):
+        touch(tmp_path / name)
+    warnings = read_tree(tmp_path).warnings
+    for told, start in zip(
+        warnings,
+        (
+            f"{tmp_path}/test is not looked at: the test images are those of val/",
+            f"{tmp_path}/unlabelled is not looked at: move it into train/",
+            "classes 'flower' (3) and 'flowers' (2) have nearly one name",
+        ),
+        strict=True,
+    ):
+        assert told.startswith(start)
+
+
 BROKEN = {
     "no such folder": (lambda root: None, r"no such folder; accepted:"),
     "empty": (lambda root: root.mkdir(), r"has no images; accepted:\n.*CLASS.*labels\.txt"),
@@ -136,22 +172,6 @@ BROKEN = {
     "images beside class folders": (
         lambda root: [write_class_folders(root, 4), touch(root / "stray.jpg")],
         r"outside class folders, the first 'stray\.jpg', and no labels\.txt",
-    ),
-    "line without a class": (
-        lambda root: [touch(root / "a.jpg"), (root / "labels.txt").write_text("a.jpg\n")],
-        r"labels\.txt, line 1: 'a\.jpg' is not 'FILENAME CLASS'",
-    ),
-    "line without an image": (
-        lambda root: [touch(root / "a.jpg"), (root / "labels.txt").write_text("a.jpg 0\nb.jpg 1\n")],
-        r"names 1 images that are not there, the first 'b\.jpg'",
-    ),
-    "two classes of one image": (
-        lambda root: [touch(root / "a.jpg"), (root / "labels.txt").write_text("a.jpg 0\na.jpg 1\n")],
-        r"line 2: 'a\.jpg' has class '1', but '0' before",
-    ),
-    "label file that is no text": (
-        lambda root: [touch(root / "a.jpg"), (root / "labels.txt").write_bytes(b"\xff\xfe\x00")],
-        r"labels\.txt is not UTF-8 text",
     ),
     "unknown class in the test part": (
         lambda root: [write_tree(root), touch(root / "val/boat/0.jpg")],
@@ -327,15 +347,27 @@ def test_a_skipped_image_is_the_mean_colour_and_counted_once(damaged, root, work
     assert "Premature end" in images.bad_images["china/002.jpg"]
 
 
-def test_a_file_that_cannot_be_read_is_an_error_even_where_bad_images_are_skipped(root, tmp_path):
-    # A file server that is away must not turn a data set into grey squares.
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_gone_is_a_bad_image_and_one_of_a_folder_that_is_gone_an_error(root, tmp_path, workers):
     copy = shutil.copytree(root, tmp_path / "copy")
-    for workers in (0, 1):
-        data = load(copy, on_bad_image="skip", workers=workers)
-        (copy / "train/china/000.jpg").unlink(missing_ok=True)
-        with pytest.raises(FileNotFoundError, match=r"china/000\.jpg"):
-            list(data.train.batches(order([0]), None, 0))
-        touch(copy / "train/china/000.jpg")
+    strict, lenient = (load(copy, on_bad_image=setting, workers=workers).train for setting in ("error", "skip"))
+    (copy / "train/china/000.jpg").unlink()
+    (copy / "train/china/002.jpg").unlink()
+    (copy / "train/china/002.jpg").symlink_to("elsewhere.jpg")
+    for sample, reason in (
+        (0, r"china/000\.jpg: the file is not there any more"),
+        (1, r"a link to .*/elsewhere\.jpg, which"),
+    ):
+        with pytest.raises(BadImageError, match=reason):
+            list(strict.batches(order([sample]), None, 0))
+    (batch,) = lenient.batches(order([0, 1]), None, 0)
+    assert lenient.bad_images.keys() == {"china/000.jpg", "china/002.jpg"}
+    assert batch.abs().max() < 0.01
+    # A file server that is away must not turn a data set into grey squares.
+    shutil.rmtree(copy / "train/china")
+    for images in (strict, lenient):
+        with pytest.raises(DataError, match=r"cannot read .*china/000\.jpg: No such file.*--resume goes on"):
+            list(images.batches(order([0]), None, 0))
 
 
 def test_every_kind_of_image_makes_a_batch(tmp_path):
