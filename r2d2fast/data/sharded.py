@@ -146,12 +146,15 @@ class ShardedPseudoLabelBank(PseudoLabelBank):
     """The rows of those unlabelled samples that this process owns; losses, predictions and queries take the data set's numbers.
 
     So a bank costs each process its share of the memory, and nothing of it crosses the network. Under a loss D_u is by default
-    the global batch, the batch of this process times the number of them. ``state_dict()`` holds the rows as a DTensor: save it
-    with ``torch.distributed.checkpoint``, and any number of processes can load it.
+    the global batch, the batch of this process times the number of them. All processes must call ``state_dict()``; any number of
+    processes can load what it returns.
 
     Args:
         sampler: of the batches; it deals the samples.
         num_classes: N.
+        full_state_dict: whether ``state_dict()`` has the rows of all processes on each, as Lightning, Accelerate, Transformers and
+            ``torch.save`` need them, which write what one process has. Without it they are a DTensor, of which each process has
+            its own: for ``torch.distributed.checkpoint`` alone, and for banks that would not fit.
         options: the further arguments of :class:`PseudoLabelBank`.
 
     Example:
@@ -166,7 +169,10 @@ class ShardedPseudoLabelBank(PseudoLabelBank):
         ...     loss = criterion(model(images), index)
     """
 
-    def __init__(self, sampler: ShardedBatchSampler, num_classes: int, **options: Any) -> None:
+    def __init__(
+        self, sampler: ShardedBatchSampler, num_classes: int, full_state_dict: bool = True, **options: Any
+    ) -> None:
+        self.full_state_dict = full_state_dict
         self.partition = sampler.partition
         super().__init__(self.partition.bank_labels(), num_classes, **options)
         self.sharded = True
@@ -222,8 +228,11 @@ class ShardedPseudoLabelBank(PseudoLabelBank):
 
     def state_dict(self) -> dict[str, Any]:
         """The rows of all processes, in the order in which the samples were dealt; as of :class:`PseudoLabelBank`."""
+        rows = self._all_rows()
+        if self.full_state_dict and isinstance(rows, DTensor):
+            rows = rows.full_tensor()
         return super().state_dict() | {
-            "pseudo_logits": self._all_rows(),
+            "pseudo_logits": rows,
             "slots": self._all_slots(self.partition.prediction).to(self.device),
             "prediction": self.partition.prediction,
         }
