@@ -152,9 +152,9 @@ class ShardedPseudoLabelBank(PseudoLabelBank):
     Args:
         sampler: of the batches; it deals the samples.
         num_classes: N.
-        full_state_dict: whether ``state_dict()`` has the rows of all processes on each, as Lightning, Accelerate, Transformers and
-            ``torch.save`` need them, which write what one process has. Without it they are a DTensor, of which each process has
-            its own: for ``torch.distributed.checkpoint`` alone, and for banks that would not fit.
+        full_state_dict: whether ``state_dict()`` has the rows of all processes on each, as Lightning, Accelerate, Transformers
+            and ``torch.save`` need them, which write what one process has. Without it they are a DTensor, of which each process
+            has its own: for ``torch.distributed.checkpoint`` alone, and for banks that would not fit.
         options: the further arguments of :class:`PseudoLabelBank`.
 
     Example:
