@@ -7,11 +7,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from r2d2fast.tables import say
 from r2d2fast.train.schedule import Epoch
 
 # Plain lines go to log files: often enough to see that the run lives, not one for each of 600 short epochs.
 SECONDS_BETWEEN_LINES = 10
 SECONDS_BETWEEN_FRAMES = 0.1
+# Columns of a terminal from which the loss and the speed leave room for a bar.
+WIDE = 110
 
 
 class Reporter:
@@ -38,7 +41,8 @@ class Reporter:
         )
         # In steps, because an epoch of stage 1 can be a hundred times shorter than one of stage 2.
         self.before = sum(epoch.steps for epoch in schedule[:done])  # this epoch
-        self.task = self.bar.add_task("", total=sum(epoch.steps for epoch in schedule), completed=self.before)
+        begins = self._place(schedule[done]) if done < len(schedule) else ""
+        self.task = self.bar.add_task(begins, total=sum(epoch.steps for epoch in schedule), completed=self.before)
 
     def __enter__(self) -> "Reporter":
         self.bar.start()
@@ -58,20 +62,21 @@ class Reporter:
 
     def epoch_ended(self, epoch: Epoch, row: dict[str, Any]) -> None:
         """Show the metrics of an epoch: always in the bar; as a line at stage ends, repredictions and now and then."""
-        rate = row["images_per_second"]
-        error = row["test_error"]
-        line = (
-            f"stage {epoch.stage} epoch {epoch.epoch + 1:{len(str(self.epochs_of_stage[epoch.stage]))}}"
-            f"/{self.epochs_of_stage[epoch.stage]}  loss {row['train_loss']:.4f}"
-            + ("" if error is None else f"  error {error:.2f} %")
-            + ("" if rate is None else f"  {rate:.0f} images/s")
-        )
+        error, label_error, rate = row["test_error"], row["pseudo_label_error"], row["images_per_second"]
+        place = self._place(epoch)
+        loss = f"  loss {row['train_loss']:.4f}"
+        errors = "" if error is None else f"  error {error:.2f} %"
+        speed = "" if rate is None else f"  {rate:.0f} images/s"
         self.before += epoch.steps
-        self.bar.update(self.task, description=line, completed=self.before)
+        text = place + errors if self.console.width < WIDE else place + loss + errors + speed
+        self.bar.update(self.task, description=text, completed=self.before)
         now = time.monotonic()
         if epoch.last or (not self.console.is_terminal and (epoch.repredicts or now >= self.line_due)):
-            label_error = row["pseudo_label_error"]
             notes = "" if label_error is None else f"  pseudo-label error {label_error:.2f} %"
             notes += f"  lr {row['lr']:.3g}" + ("  repredicted" if epoch.repredicts else "")
-            self.console.print(line + notes, highlight=False, soft_wrap=True)
+            say(self.console, place + loss + errors + speed + notes)
             self.line_due = now + SECONDS_BETWEEN_LINES
+
+    def _place(self, epoch: Epoch) -> str:
+        of = str(self.epochs_of_stage[epoch.stage])
+        return f"stage {epoch.stage} epoch {epoch.epoch + 1:{len(of)}}/{of}"
