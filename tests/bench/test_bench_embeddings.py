@@ -2,16 +2,15 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 import bench.embeddings as command
-import r2d2fast
+from bench import mapped_embeddings
 from bench.embeddings import ESTIMATORS, OURS, Fit, fit_here
-
-needs_ours = pytest.mark.skipif(not hasattr(r2d2fast, OURS), reason=f"r2d2fast has no {OURS} yet")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_ours if OURS in name else ()) for name in ESTIMATORS])
+@pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_learns_from_fifty_labels(folder, name):
     found = fit_here(folder, name, labels=50, seed=0)
     assert (found.estimator, found.labels, found.seed) == (name, 50, 0)
@@ -76,3 +75,12 @@ def test_targets_are_those_of_the_slowest_fit_and_the_largest():
         ["times as fast as LabelSpreading", "9.0", "≥ 8", "met"],
     ]
     assert command.table(fits, 0).count("40.00 ± 0.00") == 2
+
+
+def test_an_epoch_from_a_mapped_file_is_measured_beside_its_products(tmp_path, capsys):
+    mapped_embeddings.main(samples=9000, features=16, classes=10, threads=1, folder=tmp_path)
+    printed = capsys.readouterr().out
+    assert "9000 x 16 float16, 10 classes, 1 threads" in printed
+    (times,) = re.findall(r"products alone [\d.]+: ([\d.]+) times", printed)
+    assert float(times) > 1
+    assert not list(tmp_path.iterdir())
