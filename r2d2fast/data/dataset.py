@@ -20,6 +20,7 @@ class Augmentation:
         flip: mirror left to right with probability ½.
         cutout: side of the square that is set to 0 after normalisation; its centre is uniform over the pixels, and it is clipped
             at the border. 0 for none.
+        randaugment: two random operations of torchvision's RandAugment, after shift and mirror. Of images in memory only.
     Photographs of their own sizes (``PhotographImages``) take RandomResizedCrop instead of shifts, and ``flip``.
     """
 
@@ -27,6 +28,7 @@ class Augmentation:
     border: str = "background"
     flip: bool = False
     cutout: int = 0
+    randaugment: bool = False
 
 
 class Images(Protocol):

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.transforms import RandAugment
 
 from r2d2fast.data.dataset import Augmentation
 from r2d2fast.data.order import Batch, keys_of
 from r2d2fast.data.preprocessing import Preprocessing
-from r2d2fast.data.random_numbers import uniform
+from r2d2fast.data.random_numbers import derive_seed, uniform
 
 BORDERS = ("background", "reflect")
+_RANDAUGMENT = RandAugment()
 
 
 def channel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,15 +107,19 @@ class ResidentImages:
                 yield self._evaluation(samples)
             return
         maps = _Maps.make(self.shape, augmentation, self._scale)
-        choices = maps.choose(uniform(seed, self._send(torch.cat([keys_of(batch) for batch in order])), 5))
-        for samples, chosen in zip(index.split(sizes), choices.split(sizes, dim=1), strict=True):
-            yield self._augmented(samples, chosen, maps)
+        keys = torch.cat([keys_of(batch) for batch in order])
+        choices = maps.choose(uniform(seed, self._send(keys), 5))
+        for samples, chosen, own in zip(
+            index.split(sizes), choices.split(sizes, dim=1), keys.split(sizes), strict=True
+        ):
+            seeds = [derive_seed(seed, key) for key in own.tolist()] if augmentation.randaugment else None
+            yield self._augmented(samples, chosen, maps, seeds)
 
     def _evaluation(self, samples: Tensor) -> Tensor:
         images = self._rows.view(self._samples, -1).index_select(0, samples).view(-1, self._rows.shape[1])
         return self._as_batch(images.float().sub_(self._mean).mul_(self._scale))
 
-    def _augmented(self, samples: Tensor, chosen: Tensor, maps: "_Maps") -> Tensor:
+    def _augmented(self, samples: Tensor, chosen: Tensor, maps: "_Maps", seeds: list[int] | None) -> Tensor:
         _, height, _ = self.shape
         down, across, centre_row, centre_column = chosen
         rows = samples[:, None] * height + maps.rows.index_select(0, down)
@@ -123,6 +129,8 @@ class ResidentImages:
         if maps.rows_inside is not None and maps.columns_inside is not None:
             images.mul_(maps.rows_inside.index_select(0, down)[:, :, None])
             images.mul_(maps.columns_inside.index_select(0, across)[:, None, :])
+        if seeds is not None:
+            images = self._randaugmented(images, seeds)
         normalised = images.view(-1, self._rows.shape[1]).float().sub_(self._mean)
         if maps.rows_uncut is None:
             return self._as_batch(normalised.mul_(self._scale))
@@ -130,6 +138,14 @@ class ResidentImages:
         untouched = len(maps.scales) - 1
         taken = centre_column[:, None].masked_fill(maps.rows_uncut.index_select(0, centre_row), untouched)
         return self._as_batch(normalised.mul_(maps.scales.index_select(0, taken.view(-1))))
+
+    def _randaugmented(self, rows: Tensor, seeds: list[int]) -> Tensor:
+        """Rows ``[B, H, W · C]``, uint8, of which each image goes through RandAugment with a seed of its own."""
+        images = []
+        for image, seed in zip(self._as_batch(rows), seeds, strict=True):
+            torch.default_generator.manual_seed(seed)  # from which RandAugment draws
+            images.append(_RANDAUGMENT(image))
+        return torch.stack(images).permute(0, 2, 3, 1).reshape(rows.shape)
 
     def _as_batch(self, rows: Tensor) -> Tensor:
         """Rows ``[B · H, W · C]`` as ``[B, C, H, W]``, without a copy."""

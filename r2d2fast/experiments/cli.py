@@ -1,5 +1,6 @@
 """The command line: ``python -m r2d2fast.experiments``."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +12,10 @@ import tyro
 from rich.console import Console
 
 from r2d2fast.command import as_called
+from r2d2fast.experiments.compare import COMPARE, Comparison, configuration, run_of
 from r2d2fast.experiments.estimate import print_estimate
 from r2d2fast.experiments.figure2 import draw_figure2
-from r2d2fast.experiments.paper import FIGURE2_DATASET, TABLES, figure2_variants
+from r2d2fast.experiments.paper import FIGURE2_DATASET, TABLES, Variant, figure2_variants
 from r2d2fast.experiments.results import TableResults, VariantResults
 from r2d2fast.experiments.runs import Repetition, Run
 from r2d2fast.help_texts import with_help_texts
@@ -22,13 +24,16 @@ from r2d2fast.train.command import prepared
 from r2d2fast.train.config import Config, Integers
 from r2d2fast.train.dry_run import duration
 from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.load_data import load_data
+from r2d2fast.train.methods import METHODS
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.run import run
 from r2d2fast.train.run_directory import RESULTS, open_directory
 
 PROGRAM = as_called("experiments")
 FIGURE2 = "figure2"
-EXPERIMENTS = (*TABLES, FIGURE2)
+PAPER = (*TABLES, FIGURE2)
+EXPERIMENTS = (*PAPER, COMPARE)
 DEFAULT_SEEDS = (0, 1, 2)
 # Flags of the trainer that an experiment sets itself, and what to use here instead.
 NOT_HERE = {
@@ -37,6 +42,7 @@ NOT_HERE = {
     "--split-file": "--splits",
     "--runs": "--seeds",
     "--stages": "the experiments set it",
+    "--method": "--methods, of compare",
     "--eval-only": "the tables are in the run directory",
 }
 DESCRIPTION = f"""The paper's tables and figures.
@@ -45,7 +51,9 @@ Variants of the same settings share their runs, and all runs of a seed share the
 
 Experiments, named before the flags: {
     "; ".join(f"{name}, {table.title} ({table.dataset})" for name, table in TABLES.items())
-}; {FIGURE2}, features of a network with two of them ({FIGURE2_DATASET}); all.
+}; {FIGURE2}, features of a network with two of them ({FIGURE2_DATASET}); all of these.
+
+{COMPARE}, --methods beside each other on a --dataset: the same splits, seeds, network and images seen.
 
 The flags of {
     as_called("train")
@@ -65,6 +73,9 @@ class Arguments:
     splits: Integers = ()
     """Draws of labelled samples, comma separated: one for each seed, or one for all. The default is --seeds."""
 
+    methods: str = ",".join(METHODS)
+    """The methods that compare trains, comma separated."""
+
     run_dir: Path = Path("runs/experiments")
     """Directory of all runs and tables."""
 
@@ -82,11 +93,13 @@ class Options:
     Attributes:
         experiments: names, in the order in which they are run.
         repetitions: seed and split of each repetition.
+        methods: of compare.
         configs: what the recipe and the command line make for each experiment; those of one data set are equal.
     """
 
     experiments: Sequence[str]
     repetitions: Sequence[tuple[int, int]]
+    methods: Sequence[str]
     configs: dict[str, Config]
     run_dir: Path
     dry_run: bool
@@ -123,12 +136,18 @@ def parse(arguments: list[str]) -> Options:
         name = flag.partition("=")[0].replace("_", "-")
         if name in NOT_HERE:
             raise ConfigError(f"{name}: a flag of single runs; here: {NOT_HERE[name]}")
-    experiments = [name for name in EXPERIMENTS if name in names or "all" in names]
+    experiments = [name for name in EXPERIMENTS if name in names or ("all" in names and name in PAPER)]
+    methods = own.methods.split(",")
+    for method in methods:
+        if method not in METHODS:
+            raise ConfigError(f"--methods {own.methods}: {method!r} is none; accepted: {', '.join(METHODS)}")
+    if COMPARE in experiments and own.dataset is None:
+        raise ConfigError(f"{COMPARE}: no data set is its own; name one by --dataset")
     configs = {}
     for name in experiments:
-        dataset = own.dataset or (FIGURE2_DATASET if name == FIGURE2 else TABLES[name].dataset)
+        dataset = own.dataset or (TABLES[name].dataset if name in TABLES else FIGURE2_DATASET)
         configs[name] = replace(cli.parse([*trainer_flags, "--dataset", dataset]), resume=own.resume)
-    return Options(experiments, _repetitions(own.seeds, own.splits), configs, own.run_dir, own.dry_run)
+    return Options(experiments, _repetitions(own.seeds, own.splits), methods, configs, own.run_dir, own.dry_run)
 
 
 def _repetitions(seeds: tuple[int, ...], splits: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -148,8 +167,13 @@ def _repeated(options: Options, name: str) -> list[Repetition]:
     return [Repetition(options.run_dir / config.dataset, config, *numbers) for numbers in options.repetitions]
 
 
-def _runs(options: Options, name: str) -> list[Run]:
+def _runs(options: Options, name: str, ranks: Ranks) -> list[Run]:
     config, repetitions = options.configs[name], _repeated(options, name)
+    if name == COMPARE:
+        _, labels = load_data(replace(config, split=repetitions[0].split), ranks)
+        labelled = int((labels >= 0).sum())
+        configs = [configuration(config, one, labelled, len(labels) - labelled, ranks.count) for one in options.methods]
+        return [run_of(one, repetition) for one in configs for repetition in repetitions]
     if name == FIGURE2:
         return repetitions[0].runs(figure2_variants(config))
     return [one for repetition in repetitions for one in repetition.runs(TABLES[name].variants(config))]
@@ -159,7 +183,7 @@ def _estimate(options: Options, ranks: Ranks, console: Console) -> None:
     seconds = 0.0
     for dataset, config in {config.dataset: config for config in options.configs.values()}.items():
         names = [name for name in options.experiments if options.configs[name].dataset == dataset]
-        runs = {one.directory: one for name in names for one in _runs(options, name)}
+        runs = {one.directory: one for name in names for one in _runs(options, name, ranks)}
         seconds += print_estimate(options.run_dir / dataset, config, list(runs.values()), ranks, console)
     console.print(f"about {duration(seconds)} for what is not finished", highlight=False)
 
@@ -167,7 +191,7 @@ def _estimate(options: Options, ranks: Ranks, console: Console) -> None:
 def _run(options: Options, ranks: Ranks, console: Console) -> None:
     results: dict[Path, dict[str, Any]] = {}
     # The runs of all experiments before the first of them begins, so that what cannot be is said at once.
-    all_runs = {name: _runs(options, name) for name in options.experiments}
+    all_runs = {name: _runs(options, name, ranks) for name in options.experiments}
     for name, runs in all_runs.items():
         for one in runs:
             if one.directory not in results:
@@ -178,13 +202,32 @@ def _run(options: Options, ranks: Ranks, console: Console) -> None:
             path = ranks.on_first(partial(draw_figure2, runs[0], runs[1], repetitions[0].directory, ranks))
             console.print(f"{path}, and its data in {path.with_suffix('.npz')}", highlight=False, soft_wrap=True)
             continue
+        if name == COMPARE:
+            every = [[results[one.directory] for one in runs if one.config.method == kind] for kind in options.methods]
+            comparison = Comparison(config, dict(zip(options.methods, every, strict=True)))
+            ranks.on_first(partial(comparison.write, repetitions[0].directory))
+            comparison.print(console)
+            continue
         rows = [
             VariantResults(variant, [results[repetition.run(variant).directory] for repetition in repetitions])
             for variant in TABLES[name].variants(config)
         ]
+        if TABLES[name].opponents:
+            rows += ranks.on_first(partial(_opponents, config, repetitions))
         table = TableResults(name, TABLES[name], config.dataset, config.num_labels, rows)
         ranks.on_first(partial(table.write, repetitions[0].directory))
         table.print(console)
+
+
+def _opponents(config: Config, repetitions: Sequence[Repetition]) -> list[VariantResults]:
+    """A row for each method of others that compare has trained with all of the seeds."""
+    rows = []
+    for method in [method for method in METHODS if method not in ("r2d2", "supervised")]:
+        files = [run_of(replace(config, method=method), repetition).directory / RESULTS for repetition in repetitions]
+        if all(file.exists() for file in files):
+            variant = Variant(f"{COMPARE}-{method}", f"{method}, by {COMPARE}", {"method": method})
+            rows.append(VariantResults(variant, [json.loads(file.read_text()) for file in files]))
+    return rows
 
 
 def _results(one: Run, ranks: Ranks, console: Console) -> dict[str, Any]:

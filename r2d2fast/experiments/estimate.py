@@ -24,17 +24,18 @@ def print_estimate(directory: Path, base: Config, runs: list[Run], ranks: Ranks,
     table = Table(title=f"{len(runs)} runs with {base.dataset}, in {directory}")
     for heading in ("run", "stages", "epochs", "steps", "time", ""):
         table.add_column(heading, justify="left" if heading in ("run", "") else "right")
-    measured: dict[str, tuple[Trainer, Speed]] = {}
+    measured: dict[tuple[str, str], tuple[Trainer, Speed]] = {}
     left = 0.0
     for run in runs:
         config = run.config
-        if config.backbone not in measured:
+        key = config.backbone, config.method
+        if key not in measured:
             every_stage = replace(
                 base, backbone=config.backbone, stages=(1, 2, 3), seed=config.seed, split=config.split
             )
-            trainer = scratch_trainer(every_stage, ranks)
-            measured[config.backbone] = trainer, measure_speed(trainer)
-        trainer, speed = measured[config.backbone]
+            trainer = scratch_trainer(every_stage if config.method == "r2d2" else config, ranks)
+            measured[key] = trainer, measure_speed(trainer)
+        trainer, speed = measured[key]
         labelled, unlabelled = len(trainer.labelled), len(trainer.unlabelled)
         if config.num_labels == 0:
             labelled, unlabelled = int((trainer.data.train_labels >= 0).sum()), 0

@@ -17,6 +17,7 @@ from r2d2fast.models.libraries import LIBRARIES, library_model, library_names, t
 from r2d2fast.models.pretrained import load_pretrained
 from r2d2fast.models.shake_shake import ShakeShake
 from r2d2fast.models.small import small_convnet
+from r2d2fast.models.wide_resnet import WideResNet
 
 _log = logging.getLogger("r2d2fast")
 
@@ -48,6 +49,7 @@ BACKBONES = {
         smallest=12,
         switches=("input_noise", "weight_norm"),
     ),
+    "wrn-28-2": Backbone(lambda classes, channels, size: WideResNet(classes, channels), smallest=4),
     "shake26-96": Backbone(lambda classes, channels, size: ShakeShake(classes, channels), smallest=4, multiple=4),
     "resnet18": Backbone(functools.partial(torchvision_model, "resnet18")),
     "linear": Backbone(

@@ -1,8 +1,12 @@
-"""Ghost batch norm: the statistics of parts of a batch, as the reference implementation's four GPUs see them."""
+"""Batch norm whose statistics are of parts of a batch, as the reference implementation's four GPUs see them, or are frozen."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
@@ -77,3 +81,16 @@ def with_bn_groups(model: nn.Module, groups: int) -> nn.Module:
     for name, norm in norms.items():
         model.set_submodule(name, GroupedBatchNorm2d(norm, groups))
     return model
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """While it lasts batch norm leaves its running statistics as they are; in training it normalises by the batch as ever."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -7,7 +7,7 @@ from r2d2fast.report.charts import Chart, Points, Series, dot_chart
 from r2d2fast.report.groups import Group
 from r2d2fast.report.runs import Run
 from r2d2fast.tables import mean_std
-from r2d2fast.train.pictures import STAGE_TITLES, reprediction_places
+from r2d2fast.train.pictures import reprediction_places, stage_title
 
 
 class Curve(NamedTuple):
@@ -39,7 +39,7 @@ def error_figures(group: Group) -> list[Figure]:
     for stage in group.settings["stages"]:
         series = _series(group, stage, ERRORS)
         if series:
-            title = STAGE_TITLES[stage]
+            title = stage_title(stage, group.settings.get("method", "r2d2"))
             chart = Chart(title, series, "epochs", "error (%)", log=True, marks=_marks(group, stage))
             figures.append(
                 Figure(chart.svg(), f"{title[0].upper() + title[1:]}. The scale is logarithmic{_legend(group)}")

@@ -22,9 +22,10 @@ ERRORS = {
     "stage 3, top-5": (3, "test_error_top5"),
 }
 PSEUDO_LABELS = "pseudo-labels"
-SECONDS = "seconds"
-COLUMNS = (*ERRORS, PSEUDO_LABELS, SECONDS)
-"""Test errors, and the error of the pseudo-labels that stage 2 learned, in percent; seconds of the whole run."""
+WHOLE_NUMBERS = ("images seen", "seconds")
+COLUMNS = (*ERRORS, PSEUDO_LABELS, *WHOLE_NUMBERS)
+"""Test errors, and the error of the pseudo-labels that stage 2 learned, in percent; images that the whole run was trained on, and
+its seconds."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def results_of(run: Run) -> dict[str, float]:
     if not (run.config.get("stage2.repredict_epochs") and run.config.get("stage2.repredict", True)):
         values["D2 only"] = None  # the whole of stage 2 is D2
     values[PSEUDO_LABELS] = next((row.get("pseudo_label_error") for row in reversed(run.rows_of(2))), None)
-    values[SECONDS] = run.results["seconds"]
+    values |= {name: run.results.get(name.replace(" ", "_")) for name in WHOLE_NUMBERS}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -93,19 +94,24 @@ def value_text(value: Any) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    left_out = tuple(f"stage{stage}." for stage in (1, 2, 3) if stage not in run.config["stages"])
-    settings = {k: v for k, v in run.config.items() if k not in REPETITION and not k.startswith(left_out or "\0")}
+    left_out = [f"stage{stage}." for stage in (1, 2, 3) if stage not in run.config["stages"]]
+    if run.config.get("method", "r2d2") == "r2d2":
+        left_out.append("unlabelled.")
+    settings = {k: v for k, v in run.config.items() if k not in REPETITION and not k.startswith(tuple(left_out))}
     settings["num_labels"] = run.labelled
-    if 1 not in run.config["stages"]:
+    if 1 not in run.config["stages"] and run.config.get("pretrained"):
         # It starts with the network of another run's stage 1, which differs from seed to seed.
         settings["pretrained"] = "stage 1 of another run"
     return settings
 
 
 def _difference(own: dict[str, Any], everyone: list[dict[str, Any]]) -> str:
-    """The settings of which another group has another value, or none. A stage that it does not run shows in ``stages`` alone."""
+    """The settings of which another group has another value, or none. A stage that it does not run shows in ``stages`` alone, and
+    another method in ``method``, with whose recipe much is another."""
 
     def comparable(name: str, other: dict[str, Any]) -> bool:
+        if name != "method" and other.get("method", "r2d2") != own.get("method", "r2d2"):
+            return False
         return not name.startswith("stage") or name == "stages" or int(name[5]) in other["stages"]
 
     differing = [

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r2d2fast.report.groups import COLUMNS, PSEUDO_LABELS, SECONDS, Group, results_of, value_text
+from r2d2fast.report.groups import COLUMNS, PSEUDO_LABELS, WHOLE_NUMBERS, Group, results_of, value_text
 from r2d2fast.report.runs import Run
 from r2d2fast.tables import NO_VALUE, markdown, markdown_table, mean_std
+from r2d2fast.train.method_recipes import of_method
+from r2d2fast.train.methods import METHODS
 from r2d2fast.train.recipes import RECIPES, flags
 
 _EXPLANATION = (
@@ -37,7 +39,7 @@ def results_table(groups: list[Group]) -> Table:
         notes.append("Pseudo-labels: error of what stage 2 has learned for the unlabelled samples.")
     rows = []
     for group in groups:
-        cells = [mean_std(group.results.get(name, []), digits=0 if name == SECONDS else 2) for name in names]
+        cells = [mean_std(group.results.get(name, []), digits=0 if name in WHOLE_NUMBERS else 2) for name in names]
         counts = f"{len(group.finished)} of {len(group.runs)}"
         images = sorted(
             {run.results["test_images"] for run in group.finished if run.results and "test_images" in run.results}
@@ -63,7 +65,7 @@ def runs_table(group: Group) -> Table:
             cells = [""] * len(names)
         else:
             last, values = "", results_of(run)
-            cells = [f"{values[name]:.{0 if name == SECONDS else 2}f}" for name in names]
+            cells = [f"{values[name]:.{0 if name in WHOLE_NUMBERS else 2}f}" for name in names]
         numbers = [str(run.config["seed"]), str(run.config["split_file"] or run.config["split"])]
         rows.append([str(run.directory), *numbers, f"{run.state}{last}", *cells])
     return Table("The runs, errors in percent", ["run", "seed", "split", "state", *names], rows)
@@ -96,9 +98,10 @@ def _origin(run: Run) -> tuple[str, str]:
 
 
 def _source(group: Group, name: str) -> str:
-    recipe = RECIPES.get(group.settings["dataset"])
-    if recipe is None:
+    dataset, method = group.settings["dataset"], group.settings.get("method", "r2d2")
+    if dataset not in RECIPES or method not in METHODS:
         return "not known"
+    recipe = of_method(RECIPES[dataset], method)
     source, default_text = recipe.sources.get(name, "default"), value_text(flags(recipe.config).get(name))
     if value_text(group.settings[name]) == default_text:
         return source

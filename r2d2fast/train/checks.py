@@ -7,6 +7,7 @@ import torch
 from r2d2fast.data import mixed_steps, shuffled_steps
 from r2d2fast.train.config import SEEDS, Config
 from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.methods import METHODS
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -40,6 +41,10 @@ def check_values(config: Config, shape: tuple[int, ...], ranks: int) -> None:
             from_zero["--stage2.weight-decay"] = (two.weight_decay,)
         if two.labelled_error_limit is not None:
             from_zero["--stage2.labelled-error-limit"] = (two.labelled_error_limit,)
+        other = config.unlabelled
+        from_zero |= {"--unlabelled.weight": (other.weight,), "--unlabelled.eps": (other.eps,)}
+        for flag, share in {"--unlabelled.ramp": other.ramp, "--unlabelled.threshold": other.threshold}.items():
+            _require(0 <= share <= 1, flag, share, "0 to 1")
     if 3 in config.stages:
         from_zero["--stage3.lr"] = (three.lr,)
         from_one |= {"--stage3.epochs": three.epochs, "--stage3.batch": three.batch}
@@ -106,12 +111,17 @@ def check_small_images(config: Config, side: int) -> None:
 def check_schedule(config: Config, labelled: int, unlabelled: int, ranks: int) -> None:
     """Raise ConfigError where numbers do not fit one another, or so many samples and processes."""
     one, two = config.stage1, config.stage2
-    from_one, from_two = ((1,), (1, 2), (1, 2, 3)), ((2,), (2, 3))
-    if config.stages not in from_one and not (config.pretrained and config.stages in from_two):
-        asked = ",".join(map(str, config.stages))
+    method = METHODS[config.method]
+    with_weights = {stages for stages in method.stages if method.predicts and stages[0] == 2}
+    if config.stages not in method.stages or (config.stages in with_weights and not config.pretrained):
         raise ConfigError(
-            f"--stages {asked}: accepted are 1, 1,2 and 1,2,3, and with --pretrained 2 and 2,3; "
-            "each stage starts from the network of the one before"
+            f"--stages {','.join(map(str, config.stages))}: accepted are {_listed(set(method.stages) - with_weights)}"
+            + (
+                f", and with --pretrained {_listed(with_weights)}"
+                if with_weights
+                else f" with --method {config.method}"
+            )
+            + "; each stage starts from the network of the one before"
         )
     if one.cosine_epochs < one.epochs:
         raise ConfigError(
@@ -137,6 +147,10 @@ def check_schedule(config: Config, labelled: int, unlabelled: int, ranks: int) -
             + "; take smaller batches, fewer --num-labels, or --stages 1"
         )
     starts = two.repredict_epochs
+    if starts and not method.predicts:
+        raise ConfigError(
+            f"--stage2.repredict-epochs {','.join(map(str, starts))}: --method {config.method} has none; leave it out"
+        )
     if list(starts) != sorted(set(starts)) or any(not 0 < start < two.epochs for start in starts):
         raise ConfigError(
             f"--stage2.repredict-epochs {','.join(map(str, starts))}: must rise, and lie between 1 and "
@@ -147,6 +161,11 @@ def check_schedule(config: Config, labelled: int, unlabelled: int, ranks: int) -
             f"--stage2.lrs {','.join(map(str, two.lrs))}: {len(two.lrs)} learning rates, {len(starts)} repredictions; "
             f"needed are {len(starts) + 1} learning rates, one before the first reprediction and one from each on"
         )
+
+
+def _listed(choices: set[tuple[int, ...]]) -> str:
+    *others, last = (",".join(map(str, stages)) for stages in sorted(choices))
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _require(good: bool, flag: str, value: object, accepted: str) -> None:

@@ -27,7 +27,7 @@ HELP_ALL = "--help-all"
 # What --help explains, and in this order; --help-all explains all flags.
 FIRST_FLAGS = (
     *("dataset", "data_dir", "num_labels", "test_fraction", "run_dir", "dry_run", "resume", "seed", "runs", "stages"),
-    *("schedule_scale", "device", "backbone", "pretrained", "image_size", "on_bad_image"),
+    *("schedule_scale", "method", "device", "backbone", "pretrained", "image_size", "on_bad_image"),
 )
 
 
@@ -83,18 +83,18 @@ def parse(arguments: list[str]) -> Config:
     """The configuration of a command line, ``split`` resolved.
 
     Defaults are those of the data set's recipe; with --resume and --eval-only those of the run in the directory, if there is one.
-    Raises ConfigError for an unknown data set, no runs, and seeds out of range; exits with status 2 for what is no flag or no
-    value of one.
+    Raises ConfigError for an unknown data set or method, no runs, and seeds out of range; exits with status 2 for what is no flag
+    or no value of one.
     """
     # The data set first, because its recipe gives the defaults of everything else.
-    (dataset, data_dir, optimizer, goes_on), _ = tyro.cli(
+    (dataset, data_dir, optimizer, method, goes_on), _ = tyro.cli(
         _first, args=arguments, prog=PROGRAM, return_unknown_args=True, add_help=False
     )
     if dataset not in RECIPES:
         raise ConfigError(
             f"--dataset {dataset}: unknown; accepted: {', '.join(RECIPES)}. {PROGRAM} --help lists the flags"
         )
-    recipe = recipe_for(dataset, data_dir, optimizer).config
+    recipe = recipe_for(dataset, data_dir, optimizer, method).config
     if not {"-h", "--help"}.isdisjoint(arguments):
         _print_help(recipe)
     # A flag that is only there where it changes the recipe may be that of a run whose recipe is not known yet.
@@ -127,10 +127,11 @@ def _first(
     dataset: str = "digits",
     data_dir: Path = Path("data"),
     optimizer: str = "sgd",
+    method: str = "r2d2",
     resume: bool = False,
     eval_only: bool = False,
-) -> tuple[str, Path, str, bool]:
-    return dataset, data_dir, optimizer, resume or eval_only
+) -> tuple[str, Path, str, str, bool]:
+    return dataset, data_dir, optimizer, method, resume or eval_only
 
 
 def _held(config: Config) -> Config | None:
@@ -173,5 +174,6 @@ def run_directory(config: Config, number: int) -> Path:
     """The directory of that run, whose own configuration is ``config``."""
     if config.run_dir is None:
         labels = config.split_file.stem if config.split_file else f"labels{config.num_labels}-split{config.split}"
-        return Path(f"runs/{config.dataset}-{labels}-seed{config.seed}")
+        method = "" if config.method == "r2d2" else f"-{config.method}"
+        return Path(f"runs/{config.dataset}{method}-{labels}-seed{config.seed}")
     return config.run_dir if config.runs == 1 else config.run_dir / f"run{number}"

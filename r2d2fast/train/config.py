@@ -114,15 +114,38 @@ class Stage3:
 
 @with_help_texts
 @dataclass(frozen=True, kw_only=True)
+class Unlabelled:
+    """The loss on unlabelled samples in stage 2, of methods other than r2d2, whose recipes set what they use."""
+
+    weight: float = 1.0
+    """Weight of this loss beside that of the labelled samples."""
+
+    ramp: float = 0.0
+    """The share of the stage, 0 to 1, over which the weight rises from next to nothing."""
+
+    threshold: float = 0.95
+    """The probability from which on a predicted class is learned (pseudo-label, fixmatch)."""
+
+    eps: float = 8.0
+    """Length of the change to an image of 3 x 32 x 32 normalised values (vat); for other sizes it is as large a value."""
+
+
+@with_help_texts
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Train a network with few labels by R2-D2 (Wang & Wu, AAAI 2020), in three stages: supervised; D2 with repeated
-    reprediction (R2); fine-tuning on the hard labels found. Defaults are those of the data set's recipe; --dry-run shows
-    where each is from."""
+    reprediction (R2); fine-tuning on the hard labels found. Or by another --method. Defaults are those of the recipe of the data
+    set and the method; --dry-run shows where each is from."""
 
     dataset: str = "digits"
     """The data set, whose recipe gives the defaults below: digits (scikit-learn's 1797 images of 8x8 pixels, which are installed
     with it), mnist, fashion-mnist, svhn, cifar10, cifar100, imagenet, folder (your own images and a file of labels),
     or embeddings (numbers that a pretrained network gave your samples, train.npy, and train_labels.npy)."""
+
+    method: str = "r2d2"
+    """What the unlabelled samples are for: r2d2; supervised leaves them out; pseudo-label, pi-model, temporal-ensembling,
+    mean-teacher, vat and fixmatch are what others have proposed, with their authors' recipes. These train in stage 2, from the
+    beginning."""
 
     data_dir: Path = Path("data")
     """The directory of the data set's files. Where they are missing, the error says what belongs there."""
@@ -156,7 +179,8 @@ class Config:
     repredictions; learning rates stay. A stage's own --stageN.epochs takes what hangs on it along, too."""
 
     run_dir: Path | None = None
-    """The run's own directory, for results, curves and checkpoints. By default it is runs/DATASET-labelsN-splitN-seedN."""
+    """The run's own directory, for results, curves and checkpoints. By default it is runs/DATASET-labelsN-splitN-seedN, with
+    the method in it where that is not r2d2."""
 
     resume: bool = False
     """Go on from the last good checkpoint in the run directory, or start if there is none."""
@@ -219,8 +243,8 @@ class Config:
     """Write network.onnx, too, at the end (pip install "r2d2fast[onnx]")."""
 
     backbone: str
-    """The network: small, lenet2d, convlarge, shake26-96, resnet18, torchvision:NAME or timm:NAME; for embeddings linear or
-    mlp."""
+    """The network: small, lenet2d, convlarge, wrn-28-2, shake26-96, resnet18, torchvision:NAME or timm:NAME; for embeddings
+    linear or mlp."""
 
     pretrained: Path | None = None
     """A file of weights to start from, safetensors or a PyTorch state_dict; a classifier of other classes is left out."""
@@ -307,3 +331,4 @@ class Config:
     stage1: Stage1 = field()
     stage2: Stage2 = field()
     stage3: Stage3 = field()
+    unlabelled: Unlabelled = Unlabelled()

@@ -51,7 +51,7 @@ def scratch_trainer(config: Config, ranks: Ranks) -> Trainer:
 
 
 def _print_settings(config: Config, console: Console) -> None:
-    recipe = recipe_for(config.dataset, config.data_dir, config.optimizer)
+    recipe = recipe_for(config.dataset, config.data_dir, config.optimizer, config.method)
     defaults = flags(recipe.config)
     table = Table(title="settings, and where they are from")
     for heading in ("setting", "value", "from"):
@@ -74,14 +74,16 @@ def _print_schedule(trainer: Trainer, console: Console) -> None:
     for _, group in groupby(_runs(trainer.schedule), key=lambda pair: pair[0]):
         epochs = [epoch for _, epoch in group]
         first, last = epochs[0], epochs[-1]
-        start, end = first.lr(0), last.lr(last.steps - 1)
+        start, end = (trainer.param_group(epoch, step)["lr"] for epoch, step in ((first, 0), (last, last.steps - 1)))
         table.add_row(
             str(first.stage),
             f"{first.epoch}-{last.epoch}",
             ("repredict" if first.repredicts else "predict") if first.predicts else "",
             str(first.steps),
             _batch(trainer.config, first.stage),
-            f"{start:g}" if start == end else f"{start:g} to {end:.2g}, cosine",
+            f"{start:g}"
+            if start == end
+            else f"{start:.3g} to {end:.2g}" + ", cosine" * (first.cosine_epochs is not None),
             end_section=last.last,
         )
     console.print(table)

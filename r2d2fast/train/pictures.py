@@ -12,13 +12,18 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from r2d2fast.train.files import write_atomically
 
-STAGE_TITLES = {1: "stage 1: supervised", 2: "stage 2: D2, then R2", 3: "stage 3: fine-tuning"}
 # By what there is to see, not by epochs: a stage of 15 must stay readable beside one of 300.
 PANEL_WIDTHS = {1: 3, 2: 5, 3: 2.2}
 ERROR_TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
-def draw_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
+def stage_title(stage: int, method: str) -> str:
+    """What a stage does."""
+    second = "D2, then R2" if method == "r2d2" else method
+    return f"stage {stage}: {({1: 'supervised', 2: second, 3: 'fine-tuning'})[stage]}"
+
+
+def draw_curves(directory: Path, rows: list[dict[str, Any]], method: str) -> None:
     """``curves.png``: test error and pseudo-label error in percent over the epochs, a panel for each stage.
 
     What is None, for want of test samples or of true labels, is left out.
@@ -48,7 +53,7 @@ def draw_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
                 fontweight="bold",
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
             )
-        axis.set(title=STAGE_TITLES[stage], xlabel="epoch", yscale="log")
+        axis.set(title=stage_title(stage, method), xlabel="epoch", yscale="log")
         axis.set_yticks(ERROR_TICKS)
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
@@ -62,11 +67,11 @@ def draw_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def draw_pseudo_labels(directory: Path, rows: list[dict[str, Any]]) -> None:
-    """``pseudo_labels.png``: mean top probability of pseudo-labels and of predictions in stage 2, if it was run.
+    """``pseudo_labels.png``: mean top probability of pseudo-labels and of predictions in stage 2, if it was run by R2-D2.
 
     That pseudo-labels become flatter than the predictions is Theorem 2 of the paper; a reprediction sets them back.
     """
-    panel = [row for row in rows if row["stage"] == 2]
+    panel = [row for row in rows if "pseudo_confidence" in row]
     if not panel:
         return
     figure = Figure(figsize=(8, 4.5), layout="constrained")

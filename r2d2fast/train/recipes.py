@@ -242,15 +242,22 @@ SMALL_FOLDER = _recipe(
 )
 
 
-def recipe_for(dataset: str, data_dir: Path, optimizer: str = "sgd") -> Recipe:
-    """The recipe of a data set, for ``folder`` that of the kind of images in ``data_dir``. Raises KeyError for another name."""
+def recipe_for(dataset: str, data_dir: Path, optimizer: str = "sgd", method: str = "r2d2") -> Recipe:
+    """The recipe of a method on a data set, for ``folder`` that of the kind of images in ``data_dir``.
+
+    Raises KeyError for another name of a data set, ConfigError for another method.
+    """
     recipe = RECIPES[dataset]
     if dataset == "folder":
         from r2d2fast.data import small_image_shape  # it brings PyTorch with it, for which no --help needs to wait
 
         if small_image_shape(data_dir) is not None:
             recipe = SMALL_FOLDER
-    return _with_adamw(recipe) if optimizer == "adamw" else recipe
+    if method != "r2d2":
+        from r2d2fast.train.method_recipes import of_method  # as above
+
+        recipe = of_method(recipe, method)
+    return _with_adamw(recipe) if optimizer == "adamw" != recipe.config.optimizer else recipe
 
 
 def _with_adamw(recipe: Recipe) -> Recipe:

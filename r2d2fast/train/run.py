@@ -35,6 +35,7 @@ from r2d2fast.train.run_directory import (
     open_directory,
     write_results,
 )
+from r2d2fast.train.schedule import images_seen
 from r2d2fast.train.state import load_values, tensors
 from r2d2fast.train.summary import NAMED
 from r2d2fast.train.threads import cpu_threads
@@ -70,9 +71,12 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         with cpu_threads(trainer.threads):  # whose number is in the description
             write_labels(trainer, directory, console)
             about = {"machine": describe_run(ranks.device, ranks.count), "versions": versions()}
+        trained = {(row["stage"], row["epoch"]) for row in trainer.history}
+        epochs = [epoch for epoch in trainer.schedule if (epoch.stage, epoch.epoch) in trained]
         bad_images = {**data.train.bad_images, **data.test.bad_images}
         bad = {name: why for of_rank in ranks.gather_objects(bad_images) for name, why in of_rank.items()}
         counts = {
+            "images_seen": images_seen(config, epochs, len(trainer.labelled), len(trainer.unlabelled)),
             "held_out": data.held_out,
             "test_images": len(data.test_labels),
             "bad_images": len(bad),
@@ -168,7 +172,7 @@ def _train(trainer: Trainer, directory: Path, console: Console) -> None:
 
 def _finish(trainer: Trainer, directory: Path, results: dict[str, Any]) -> None:
     model, config = trainer.model, trainer.config
-    draw_curves(directory, trainer.history)
+    draw_curves(directory, trainer.history, config.method)
     draw_pseudo_labels(directory, trainer.history)
     write_atomically(directory / NETWORK, export_safetensors(model, describe_network(trainer)))
     if config.onnx:
@@ -196,7 +200,7 @@ def summarize(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
             "images_per_second": _middle(of_stage, "images_per_second"),
             "outside_network": _middle(of_stage, "outside_network"),
         }
-        if stage == 2:
+        if stage == 2 and config.method == "r2d2":
             first = min(config.stage2.repredict_epochs, default=config.stage2.epochs)
             entry["d2_test_error"] = of_stage[first - 1]["test_error"]
         stages.append(entry)

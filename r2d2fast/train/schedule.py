@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from r2d2fast.data import mixed_steps, shuffled_steps
 from r2d2fast.train.config import Config
+from r2d2fast.train.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def make_schedule(config: Config, labelled: int, unlabelled: int, ranks: int = 1
             schedule.append(Epoch(1, e, steps, one.lr, one.cosine_epochs, False, e == one.epochs - 1))
     if 2 in config.stages:
         for e in range(two.epochs):
-            predicts = e == 0 or (two.repredict and e in two.repredict_epochs)
+            predicts = METHODS[config.method].predicts and (e == 0 or (two.repredict and e in two.repredict_epochs))
             lr = two.lrs[sum(e >= start for start in two.repredict_epochs)]
             steps = mixed_steps(unlabelled, two.unlabelled_batch, ranks)
             schedule.append(Epoch(2, e, steps, lr, None, predicts, e == two.epochs - 1))
@@ -69,3 +70,16 @@ def make_schedule(config: Config, labelled: int, unlabelled: int, ranks: int = 1
             steps = shuffled_steps(labelled + unlabelled, three.batch, ranks)
             schedule.append(Epoch(3, e, steps, three.lr, three.epochs, predicts, e == three.epochs - 1))
     return schedule
+
+
+def images_seen(config: Config, epochs: list[Epoch], labelled: int, unlabelled: int) -> int:
+    """On how many images the network is trained in ``epochs``, for so many samples: a second view is one more, and a pass without
+    a gradient of the weights is none. So the numbers of methods can be compared."""
+    two, samples = config.stage2, {1: labelled, 3: labelled + unlabelled}
+    mixed = METHODS[config.method].passes * two.unlabelled_batch + two.labelled_batch
+    return sum(
+        epoch.steps * mixed
+        if epoch.stage == 2
+        else min(epoch.steps * batch_size(config, epoch.stage), samples[epoch.stage])
+        for epoch in epochs
+    )

@@ -16,7 +16,7 @@ from r2d2fast.train.checks import check_schedule, check_values
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import DIVERGED, DivergenceError
 from r2d2fast.train.evaluation import Evaluator, pseudo_label_error
-from r2d2fast.train.methods import R2D2, LossFunction, Method, Supervised
+from r2d2fast.train.methods import METHODS, LossFunction, Method, Supervised
 from r2d2fast.train.ownership import Ownership
 from r2d2fast.train.precision import Precision
 from r2d2fast.train.ranks import Ranks
@@ -81,6 +81,7 @@ class Trainer:
         # Stage 1 by itself needs none of them: ImageNet's pseudo-logits are 4.6 GB.
         self.unlabelled = (labels < (0 if config.stages != (1,) else -1)).nonzero().flatten()
         self.knows_unlabelled = bool((dataset.train_labels[self.unlabelled] >= 0).any())
+        METHODS[config.method].check(config, dataset.train)
         check_values(config, dataset.train.shape, ranks.count)
         check_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count)
         self.schedule = make_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count)
@@ -97,7 +98,10 @@ class Trainer:
             torch.compiler.reset()
             self.network = cast(nn.Module, torch.compile(self.model, mode=mode, dynamic=False))
         if ranks.count > 1:
-            self.network = DistributedDataParallel(self.network, device_ids=[device] if device.type == "cuda" else None)
+            # Buffers count where the network is evaluated, which broadcasts them: here they would be written to between two
+            # passes of one step.
+            devices = [device] if device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.network, device_ids=devices, broadcast_buffers=False)
         self.threads = config.threads or torch.get_num_threads()
         if config.threads == 0 and device.type == "cpu":
             batch = max(batch_size(config, stage) for stage in config.stages) // ranks.count
@@ -110,7 +114,7 @@ class Trainer:
         self.sampler = BatchSampler(self.labelled, self.unlabelled, config.seed, ranks.rank, ranks.count)
         self.ownership = Ownership(labels, self.sampler, ranks)
         self.supervised = Supervised(self)
-        self.method: Method = R2D2(self)
+        self.method = METHODS[config.method](self)
         self._begin_epoch(0)
 
     # ------------------------------------------------------------------------------------------- the loop
@@ -176,30 +180,34 @@ class Trainer:
         if not batches:
             return
         epoch = self.schedule[self.position.epoch]
-        loss_function = self._method_of(epoch).loss_function(epoch)
+        method = self._method_of(epoch)
+        loss_function = method.loss_function(epoch)
         cutout = 0 if epoch.stage == 2 else self.config.cutout
         augmentation = Augmentation(self.config.translate, self.config.border, self.config.flip, cutout)
-        loaded = self.data.train.batches(batches, augmentation, self.config.seed)
+        loaded = method.views(batches, augmentation, epoch)
         # The whole epoch's at once: from ordinary memory each copy to a GPU would make the host wait.
         sizes = [len(batch.samples) for batch in batches]
         indices = torch.cat([batch.samples for batch in batches]).to(self.ranks.device).split(sizes)
         self.network.train()
-        for images, index, batch in zip(loaded, indices, batches, strict=True):
-            self.step(epoch, images, index, batch.global_size, loss_function)
+        for views, index, batch in zip(loaded, indices, batches, strict=True):
+            self.step(epoch, views, index, batch.global_size, loss_function)
             if self.position.step % self.config.log_interval == 0:
                 self._check_losses()
             self.callback.between_steps(self)
 
-    def step(self, epoch: Epoch, images: Tensor, index: Tensor, total: int, loss_function: LossFunction) -> None:
-        """One optimizer step on ``images`` (a batch of ``Images``), the samples ``index`` ``[B]``, of ``total`` on all ranks."""
+    def step(
+        self, epoch: Epoch, views: tuple[Tensor, ...], index: Tensor, total: int, loss_function: LossFunction
+    ) -> None:
+        """One optimizer step on the samples ``index`` ``[B]``, of ``total`` on all ranks, as ``views`` show them."""
         place, step = self.position
+        method = self._method_of(epoch)
         self._seed(derive_seed(self.config.seed, self._number(place), step, self.ranks.rank))
         for group in self.optimizer.param_groups:
-            group["lr"] = epoch.lr(step)
+            group |= self.param_group(epoch, step)
             group["weight_decay"] = self._weight_decay(epoch.stage)
         self.stopwatch.next_step()
         with self.stopwatch, self.precision.autocast():
-            logits = self.network(images)
+            logits = method.forward(views)
         # The loss apart from the network's graph: its time is not the network's, and D2 needs no autograd.
         loss, grad = loss_function(logits.detach(), index, total)
         with self.stopwatch:
@@ -212,6 +220,10 @@ class Trainer:
                 self.averaged.update(min(self.config.ema, done / (done + 1)))
         self.losses[step] = loss
         self.position = Position(place, step + 1)
+
+    def param_group(self, epoch: Epoch, step: int) -> dict[str, Any]:
+        """The optimizer's settings for a step, weight decay apart."""
+        return self._method_of(epoch).param_group(epoch.lr(step), self._progress(epoch, step))
 
     def _weight_decay(self, stage: int) -> float:
         own = self.config.stage2.weight_decay if stage == 2 else None
@@ -228,7 +240,7 @@ class Trainer:
             "stage": epoch.stage,
             "epoch": epoch.epoch,
             "repredicted": epoch.repredicts,
-            "lr": epoch.lr(0),
+            "lr": self.param_group(epoch, 0)["lr"],
             "train_loss": mean_loss,
             **errors,
             "pseudo_label_error": label_error,
@@ -242,6 +254,13 @@ class Trainer:
         return metrics | {"seconds": self.seconds()}
 
     # ------------------------------------------------------------------------------------------- where the run is
+
+    def progress(self) -> float:
+        """The share of the stage that is done, 0 to below 1."""
+        return self._progress(self.schedule[self.position.epoch], self.position.step)
+
+    def _progress(self, epoch: Epoch, step: int) -> float:
+        return (epoch.epoch + step / epoch.steps) / getattr(self.config, f"stage{epoch.stage}").epochs
 
     def go_to(self, epoch: int) -> None:
         """Go to the beginning of an epoch of the schedule, whatever has been trained."""

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from torchvision.transforms import RandAugment
 
 from r2d2fast.data.dataset import Augmentation
-from r2d2fast.data.random_numbers import uniform
+from r2d2fast.data.random_numbers import derive_seed, uniform
 from r2d2fast.data.resident import ResidentImages, channel_statistics
 from tests.data.keyed import keyed
 from tests.data.waiting import NeverWaits
@@ -285,3 +286,16 @@ def test_on_a_gpu_the_host_never_waits_and_the_images_are_the_same(augmentation)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(batch.cpu(), want) for batch, want in zip(batches, expected, strict=True))
+
+
+def test_randaugment_is_torchvision_s_with_a_seed_of_each_image_s_own_before_it_is_normalised():
+    pixels, mean, std, images = resident((3, 8, 8))
+    augmentation = Augmentation(randaugment=True)
+    index, keys = torch.arange(6), torch.arange(100, 106)
+    batch = one_batch(images, index, keys, augmentation, seed=5)
+    for row, sample, key in zip(batch, index.tolist(), keys.tolist(), strict=True):
+        torch.manual_seed(derive_seed(5, key))
+        expected = RandAugment()(pixels[sample])
+        torch.testing.assert_close(row, (expected - mean[:, None, None]) / std[:, None, None], rtol=1e-5, atol=1e-5)
+    assert torch.equal(one_batch(images, index[2:4], keys[2:4], augmentation, seed=5), batch[2:4])
+    assert not torch.equal(batch, one_batch(images, index, keys, Augmentation(), seed=5))

@@ -12,7 +12,7 @@ from r2d2fast.models import BACKBONES, export_safetensors, make_model
 from r2d2fast.models.batch_norm import GroupedBatchNorm2d
 from r2d2fast.models.conv_large import InputNoise
 
-SIZES = {"small": 8, "lenet2d": 28, "convlarge": 32, "shake26-96": 32, "resnet18": 64}
+SIZES = {"small": 8, "lenet2d": 28, "convlarge": 32, "wrn-28-2": 32, "shake26-96": 32, "resnet18": 64}
 EMBEDDINGS = ["linear", "mlp"]  # test_heads.py
 
 
@@ -36,6 +36,7 @@ def name(request):
         ("lenet2d", 10, 1, 28, 61_056),
         ("convlarge", 10, 3, 32, 3_121_802),
         ("convlarge", 100, 3, 32, 3_133_412),
+        ("wrn-28-2", 10, 3, 32, 1_467_610),
         ("shake26-96", 10, 3, 32, 26_193_466),
         # torchvision's own figure, of its table of weights.
         ("resnet18", 1000, 3, 224, 11_689_512),

@@ -71,6 +71,14 @@ def test_a_setting_that_older_runs_did_not_have_sets_them_apart(run):
     assert [group.title for group in make_groups([old, run()])] == ["A: digits", "B: stage2.repredict True"]
 
 
+def test_other_methods_differ_in_their_names_and_those_of_one_method_in_their_settings(run):
+    vat = {"method": "vat", "stages": [2], "optimizer": "adamw"}
+    groups = make_groups([run(), run(vat), run(vat | {"unlabelled.eps": 2.5})])
+    eps = [f"method vat; unlabelled.eps {value}" for value in (8.0, 2.5)]
+    assert [group.difference for group in groups] == ["method r2d2", *eps]
+    assert not any(name.startswith("unlabelled.") for name in groups[0].settings)
+
+
 def test_there_are_letters_for_any_number_of_groups(run):
     groups = make_groups([run({"alpha": float(number)}) for number in range(28)])
     assert [group.letter for group in groups][-3:] == ["Z", "AA", "AB"]

@@ -1,10 +1,12 @@
 """A data set of four classes, and a run of 26 steps on it, with every kind of event."""
 
+import json
 from dataclasses import replace
 
 import torch
 
 from r2d2fast.data import Dataset, ResidentImages, consecutive_batches, split_labels
+from r2d2fast.train import state
 from r2d2fast.train.callback import Callback
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
@@ -94,10 +96,36 @@ def history_without_times(trainer):
     return [{name: value for name, value in row.items() if name not in TIMES} for row in trainer.history]
 
 
+def saved(trainer):
+    """What a checkpoint holds: values by way of JSON, tensors copied."""
+    tensors = {
+        name: {key: value.clone() for key, value in part.items()} if isinstance(part, dict) else part.clone()
+        for name, part in state.tensors(trainer).items()
+    }
+    return json.dumps(state.values(trainer)), tensors
+
+
+def loaded(config, before):
+    """A trainer with the state that was saved ``before``."""
+    values, tensors = before
+    trainer = make_trainer(config)
+    state.load_values(trainer, json.loads(values))
+    targets = state.tensors(trainer)
+    assert targets.keys() == tensors.keys()
+    for name, target in targets.items():
+        pairs = {name: (target, tensors[name])}
+        if isinstance(target, dict):
+            assert target.keys() == tensors[name].keys()
+            pairs = {key: (target[key], tensors[name][key]) for key in target}
+        for to, value in pairs.values():
+            to.copy_(value)
+    return trainer
+
+
 def assert_same_run(one, other):
-    """Network, pseudo-logits and metrics, to the last bit."""
-    networks = one.model.state_dict(), other.model.state_dict()
-    assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
-    assert torch.equal(pseudo_logits(one), pseudo_logits(other))
-    assert int(one.method.bank.updates) == int(other.method.bank.updates)
+    """Network, momentum, what the method keeps, and metrics, to the last bit."""
+    for (name, ours), theirs in zip(state.tensors(one).items(), state.tensors(other).values(), strict=True):
+        ours, theirs = (part if isinstance(part, dict) else {name: part} for part in (ours, theirs))
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items()), name
+    assert state.values(one)["method"] == state.values(other)["method"]
     assert history_without_times(one) == history_without_times(other)

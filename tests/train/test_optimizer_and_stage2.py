@@ -1,20 +1,18 @@
 """Averaged weights, and distribution alignment and early stopping of stage 2."""
 
 import copy
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from r2d2fast import PseudoLabelBank
-from r2d2fast.train import state
 from r2d2fast.train.averaging import WeightAverage
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.methods.alignment import Alignment
 from r2d2fast.train.methods.early_stopping import EarlyStopping
 from r2d2fast.train.ranks import Ranks
-from tests.train.small_data import CONFIG, assert_same_run, make_trainer, trainer_after
+from tests.train.small_data import CONFIG, assert_same_run, loaded, make_trainer, saved, trainer_after
 
 
 def with_stage2(**settings):
@@ -135,14 +133,6 @@ def test_a_stage_2_that_harms_is_ended_with_the_network_before(monkeypatch):
 @pytest.mark.parametrize("steps", [2, 5])
 def test_a_resumed_run_is_the_same(steps):
     whole = trainer_after(8, ALL)
-    saved = trainer_after(steps, ALL)
-    values = json.loads(json.dumps(state.values(saved)))
-    tensors = copy.deepcopy(state.tensors(saved))
-    resumed = make_trainer(ALL)
-    state.load_values(resumed, values)
-    for name, group in state.tensors(resumed).items():
-        parts = group.items() if isinstance(group, dict) else [(None, group)]
-        for key, tensor in parts:
-            tensor.copy_(tensors[name] if key is None else tensors[name][key])
+    resumed = loaded(ALL, saved(trainer_after(steps, ALL)))
     resumed.fit()
     assert_same_run(whole, resumed)

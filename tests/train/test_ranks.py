@@ -18,6 +18,7 @@ from two_ranks import BothRanksInOne, trained
 
 from r2d2fast.train.cli import exit_status
 from r2d2fast.train.errors import ConfigError
+from r2d2fast.train.methods import METHODS
 from r2d2fast.train.ranks import Ranks, resolve_device
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,25 @@ def test_two_ranks_train_as_one_does_on_the_same_global_batches(tmp_path: Path) 
             first[name], exact, rtol=2e-3, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}"
         )
     # Ranks differ in nothing but running statistics, of which rank 0's count.
+    for name, tensor in second.items():
+        if "running" not in name:
+            assert torch.equal(tensor, first[name]), name
+
+
+@pytest.fixture(scope="module")
+def methods_on_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What each method has trained, on either rank."""
+    directory = tmp_path_factory.mktemp("methods")
+    finish(start(Path(__file__).with_name("two_ranks.py"), directory, *METHODS))
+    return [torch.load(directory / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_on_two_ranks_of_which_both_have_the_same_network(method: str, methods_on_two: list[dict]):
+    first, second = (rank[method] for rank in methods_on_two)
+    assert first["losses"].isfinite().all()
+    assert first["losses"][0] != first["losses"][-1]
     for name, tensor in second.items():
         if "running" not in name:
             assert torch.equal(tensor, first[name]), name

@@ -26,7 +26,9 @@ OPERATION = {
     *("decoder", "log_interval", "checkpoint_minutes", "tracker", "profile", "onnx", "pretrained", "bank_dtype"),
     *("bank_storage", "test_fraction", "schedule_scale"),
 }
-LEARNING = {name for name in flags(RECIPES["cifar10"].config) if name not in OPERATION}
+# Of other methods, whose recipes test_methods.py has.
+OF_OTHERS = {name for name in flags(RECIPES["cifar10"].config) if name == "method" or name.startswith("unlabelled.")}
+LEARNING = {name for name in flags(RECIPES["cifar10"].config) if name not in OPERATION | OF_OTHERS}
 PHOTOGRAPHS = {"image_size": 224, "resize": 256}
 EMBEDDINGS = {"hidden_layer_sizes", "dropout", "feature_length"}
 
@@ -166,7 +168,7 @@ def test_imagenet_is_half_plain_d2_and_its_learning_rates_fall_by_the_factors_of
 def test_flags_are_every_field_by_the_name_of_its_flag():
     values = flags(RECIPES["digits"].config)
     config = RECIPES["digits"].config
-    stages = ("stage1", "stage2", "stage3")
+    stages = ("stage1", "stage2", "stage3", "unlabelled")
     expected = {field.name for field in fields(Config)} - set(stages)
     expected |= {f"{stage}.{field.name}" for stage in stages for field in fields(getattr(config, stage))}
     assert values.keys() == expected

@@ -11,7 +11,17 @@ from torch import nn
 
 from r2d2fast.models import make_model
 from r2d2fast.train import evaluation, state
-from tests.train.small_data import CONFIG, EPOCHS, STEPS, Calling, assert_same_run, make_trainer, trainer_after
+from tests.train.small_data import (
+    CONFIG,
+    EPOCHS,
+    STEPS,
+    Calling,
+    assert_same_run,
+    loaded,
+    make_trainer,
+    saved,
+    trainer_after,
+)
 
 
 @pytest.fixture
@@ -40,31 +50,6 @@ def test_training_depends_on_its_seed_and_on_no_random_state_but_its_own():
 
 class Stopped(Exception):
     pass
-
-
-def saved(trainer):
-    """What a checkpoint holds: values by way of JSON, tensors copied."""
-    tensors = state.tensors(trainer)
-    copies = {
-        name: {key: value.clone() for key, value in part.items()} if isinstance(part, dict) else part.clone()
-        for name, part in tensors.items()
-    }
-    return json.dumps(state.values(trainer)), copies
-
-
-def loaded(config, before):
-    values, tensors = before
-    trainer = make_trainer(config)
-    state.load_values(trainer, json.loads(values))
-    targets = state.tensors(trainer)
-    assert targets.keys() == tensors.keys()
-    for name in ("bank", "bank_sums"):
-        targets[name].copy_(tensors[name])
-    for name in ("network", "optimizer", "averaged"):
-        assert targets[name].keys() == tensors[name].keys()
-        for key, target in targets[name].items():
-            target.copy_(tensors[name][key])
-    return trainer
 
 
 def stopped_at(moment, config):

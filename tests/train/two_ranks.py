@@ -48,12 +48,21 @@ def trained(kind: type[Trainer], ranks: Ranks, flags: list[str]) -> dict[str, Te
     return {**trainer.model.state_dict(), "pseudo_logits": pseudo_logits, "metrics": torch.tensor(metrics)}
 
 
-def main(directory: str) -> None:
+def by_method(method: str, ranks: Ranks) -> dict[str, Tensor]:
+    """Network and losses after two epochs, three of stage 1 alone."""
+    flags = ["--stage1.epochs=3", "--stage2.epochs=2", "--stage2.unlabelled-batch=300", "--stage2.labelled-batch=100"]
+    config = parse(["--method", method, *flags])
+    trainer = Trainer(config, *load_data(config, ranks), ranks)
+    trainer.fit()
+    return {**trainer.model.state_dict(), "losses": torch.tensor([row["train_loss"] for row in trainer.history])}
+
+
+def main(directory: str, *methods: str) -> None:
     torch.set_num_threads(1)
     with join_ranks("cpu") as ranks:
-        state = trained(Trainer, ranks, [])
+        state = {method: by_method(method, ranks) for method in methods} or trained(Trainer, ranks, [])
         torch.save(state, Path(directory) / f"rank{ranks.rank}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

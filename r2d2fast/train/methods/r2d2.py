@@ -29,6 +29,9 @@ class R2D2(Method):
         early_stopping: of stage 2, where it has one, as long as that lasts; None otherwise.
     """
 
+    stages = ((1, 2, 3), (1, 2), (1,), (2, 3), (2,))
+    predicts = True
+
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
         config, ranks, classes = trainer.config, trainer.ranks, trainer.data.num_classes

@@ -1,4 +1,4 @@
-"""Learning from the labelled samples alone, which stage 1 does whatever the method."""
+"""Learning from the labelled samples alone: a method by itself, and stage 1 of every other."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 class Supervised(Method):
     """Cross entropy with the labels that the run was given."""
 
+    stages = ((1,),)
+
     def loss_function(self, epoch: Epoch) -> LossFunction:
         """See the base class."""
-        return self.cross_entropy(self.trainer.labels.to(self.trainer.ranks.device))
+        return self.cross_entropy(self.labels)
