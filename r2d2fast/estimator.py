@@ -1,7 +1,6 @@
 """R2-D2 as a scikit-learn estimator: labels for embeddings of which few are labelled, and a network that labels new ones."""
 
 import copy
-import math
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,10 +23,11 @@ from sklearn.utils.validation import (
 )
 from torch import Tensor
 
-from r2d2fast.data import Dataset, Embeddings, consecutive_batches, shuffled_steps
+from r2d2fast.data import Dataset, Embeddings, consecutive_batches
 from r2d2fast.data.names import Numbers
 from r2d2fast.train.callback import Callback
 from r2d2fast.train.config import Config
+from r2d2fast.train.embeddings_recipe import STAGE2_LR, fit_to_samples
 from r2d2fast.train.errors import ConfigError, DivergenceError
 from r2d2fast.train.evaluation import EVALUATION_BATCH
 from r2d2fast.train.methods import R2D2
@@ -39,10 +39,6 @@ from r2d2fast.train.threads import cpu_threads
 from r2d2fast.train.trainer import Trainer
 
 _RECIPE = RECIPES["embeddings"].config
-# Passes over the labelled samples in stage 1, and steps, of which there are at least so many.
-STAGE1_EPOCHS, STAGE1_STEPS = 20, 300
-# Steps of a pass over the unlabelled samples, where these are enough for that many batches of this size.
-STAGE2_STEPS, SMALL_BATCH = 20, 64
 
 
 class R2D2Classifier(ClassifierMixin, BaseEstimator):
@@ -244,8 +240,11 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
 
     def _learning_rate(self) -> float:
         if self.learning_rate is None:
-            return 0.3 if len(self.hidden_layer_sizes) else _RECIPE.stage2.lrs[0]
+            return STAGE2_LR[self._backbone()]
         return self.learning_rate
+
+    def _backbone(self) -> str:
+        return "mlp" if len(self.hidden_layer_sizes) else "linear"
 
     def _require(self, name: str, kind: type, good: Callable[[Any], bool], accepted: str) -> None:
         value = getattr(self, name)
@@ -255,40 +254,28 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
     def _config(self, labels: Tensor, num_classes: int, seed: int) -> Config:
         """The recipe for embeddings, with this estimator's parameters, for so many samples."""
         labelled = int((labels >= 0).sum())
-        unlabelled = len(labels) - labelled
-        one, two = _RECIPE.stage1, _RECIPE.stage2
-        epochs = max(STAGE1_EPOCHS, math.ceil(STAGE1_STEPS / max(shuffled_steps(labelled, one.batch, 1), 1)))
-        # The recipe's share of labelled samples, and of few samples so small batches that there are steps enough.
-        part = two.unlabelled_batch / (two.unlabelled_batch + two.labelled_batch)
-        unlabelled_batch = max(
-            min(round(part * self.batch_size), unlabelled // STAGE2_STEPS), min(unlabelled, SMALL_BATCH), 1
-        )
-        labelled_batch = max(round(unlabelled_batch * (1 / part - 1)), 1)
-        batch = unlabelled_batch + labelled_batch
-        phases = len(two.lrs)
-        starts = sorted({self.max_epochs * phase // phases for phase in range(1, phases)} - {0})
-        return replace(
+        two = _RECIPE.stage2
+        usual = two.unlabelled_batch + two.labelled_batch
+        labelled_batch = max(round(self.batch_size * two.labelled_batch / usual), 1)
+        wanted = replace(
             _RECIPE,
-            stage1=replace(one, epochs=epochs, cosine_epochs=epochs),
             stage2=replace(
                 two,
                 epochs=self.max_epochs,
-                unlabelled_batch=unlabelled_batch,
+                unlabelled_batch=self.batch_size - labelled_batch,
                 labelled_batch=labelled_batch,
-                repredict_epochs=tuple(starts),
-                lrs=(self._learning_rate(),) * (len(starts) + 1),
-                weight_decay=self.weight_decay * min(max(10 * num_classes / labelled, 0.1), 1.0),
+                lrs=(self._learning_rate(),) * len(two.lrs),
             ),
-            label_lr=_RECIPE.label_lr * batch / (two.unlabelled_batch + two.labelled_batch),
+            label_lr=_RECIPE.label_lr * self.batch_size / usual,
             seed=seed,
-            stages=(1, 2) if unlabelled else (1,),
-            backbone="mlp" if len(self.hidden_layer_sizes) else "linear",
+            backbone=self._backbone(),
             hidden_layer_sizes=tuple(self.hidden_layer_sizes),
             alpha=self.alpha,
             beta=self.beta,
             dropout=self.dropout,
             weight_decay=self.weight_decay,
         )
+        return fit_to_samples(wanted, labelled, len(labels) - labelled, num_classes)
 
 
 class _Progress(Callback):

@@ -155,11 +155,11 @@ def _settings(arguments: Arguments, tree: Tree, parts: dict[str, Part], extracto
         "names_and_labels_crc32": names,
         "backbone": arguments.backbone,
         "weights_crc32": weights,
-        "image_size": extractor.image_size,
-        "resize": extractor.resize,
-        "interpolation": extractor.interpolation,
-        "mean": list(extractor.mean),
-        "std": list(extractor.std),
+        "image_size": extractor.images.image_size,
+        "resize": extractor.images.resize,
+        "interpolation": extractor.images.interpolation,
+        "mean": list(extractor.images.mean),
+        "std": list(extractor.images.std),
         "batch": arguments.batch,
         "dtype": arguments.dtype,
         "precision": arguments.precision,
@@ -217,7 +217,8 @@ class _Features:
         self.device = device
         self.network: nn.Module = extractor.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.precision = precision
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (extractor.mean, extractor.std))
+        statistics = extractor.images.mean, extractor.images.std
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in statistics)
         self._scale = 1 / (255 * std)
         self._shift = -mean / std
 
@@ -293,8 +294,8 @@ def _loaded(
     workers = arguments.workers
     if workers is None:
         workers = (os.cpu_count() or 1) if on_gpu else 0
-    extractor = features.extractor
-    options = PhotographOptions(extractor.image_size, extractor.resize, workers, interpolation=extractor.interpolation)
+    own = features.extractor.images
+    options = PhotographOptions(own.image_size, own.resize, workers, interpolation=own.interpolation)
     loaded = load_batches(Load(part.files, options, None, 0), order, workers, pin=on_gpu)
     both = zip(order, loaded, strict=True)
     for batch, (pixels, failures) in track(both, f"embedding {name}", len(order), disable=not sys.stderr.isatty()):

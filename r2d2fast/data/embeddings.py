@@ -184,6 +184,25 @@ def load_embeddings(root: Path, device: torch.device) -> Dataset:
     return Dataset(rows, test, labels, test_labels, class_names, names)
 
 
+class LabelCounts(NamedTuple):
+    """How many samples a folder of embeddings has, how many of them have a label, and of how many classes."""
+
+    samples: int
+    labelled: int
+    classes: int
+
+
+def count_labels(root: Path) -> LabelCounts | None:
+    """The numbers of a folder of embeddings; None where its labels are not there, or there are none."""
+    path = root / "train_labels.npy"
+    if not path.is_file():
+        return None
+    array = _load_npy(path)
+    labels = _read_labels(path, len(array) if array.ndim else 0, lowest=-1)
+    labelled = int((labels >= 0).sum())
+    return LabelCounts(len(labels), labelled, len(_class_names(root / "classes.txt", labels))) if labelled else None
+
+
 class EmbeddingFile(NamedTuple):
     """A file of embeddings to be labelled, and what the files beside it say of them.
 

@@ -12,13 +12,14 @@ class Preprocessing:
     """How evaluation makes the input of the network; training's augmentation is no part of it.
 
     Attributes:
-        kind: ``"photographs"``: RGB images of any size; the short side is resized to ``resize`` by the antialiased bilinear
-            filter, and the centre cut out. ``"small images"``: images of this very size, as they are. ``"embeddings"``: rows of
-            numbers, as they are, since what scales them is a part of the network.
+        kind: ``"photographs"``: RGB images of any size; the short side is resized to ``resize`` by the antialiased filter
+            ``interpolation``, and the centre cut out. ``"small images"``: images of this very size, as they are.
+            ``"embeddings"``: rows of numbers, as they are, since what scales them is a part of the network.
         shape: of one input: (C, H, W), or (D,) of embeddings.
         mean, std: of each channel; the network's input is (pixel / ``divisor`` − mean) / std. Empty for embeddings.
         divisor: 255 where mean and std are in units of the full range, 1 where they are in units of pixel values, 0 … 255.
         resize: the short side of photographs in pixels; 0 for the others.
+        interpolation: of photographs, ``"bilinear"`` or ``"bicubic"``.
 
     Raises ValueError for a kind that there is not.
     """
@@ -29,6 +30,7 @@ class Preprocessing:
     std: tuple[float, ...] = ()
     divisor: float = 1.0
     resize: int = 0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):

@@ -53,7 +53,7 @@ class Table:
 
 
 LABELS_ALONE = Variant("stage1", "labels alone", {"stages": (1,)})
-ALL_LABELS = Variant("all-labels", "all labels", {"stages": (1,), "num_labels": 0})
+ALL_LABELS = Variant("all-labels", "all labels", {"stages": (1,), "num_labels": 0, "num_labels_per_class": ()})
 R2D2 = Variant("r2d2", "R2-D2", {"stages": (2, 3)}, start=LABELS_ALONE)
 
 

@@ -14,7 +14,7 @@ from r2d2fast.models.conv_large import conv_large
 from r2d2fast.models.heads import embedding_classifier
 from r2d2fast.models.lenet import LeNet2D
 from r2d2fast.models.libraries import LIBRARIES, library_model, library_names, torchvision_model
-from r2d2fast.models.pretrained import load_pretrained
+from r2d2fast.models.library_weights import load_weights
 from r2d2fast.models.shake_shake import ShakeShake
 from r2d2fast.models.small import small_convnet
 from r2d2fast.models.wide_resnet import WideResNet
@@ -91,7 +91,8 @@ def make_model(
         hidden_layer_sizes: mlp only: the width of each hidden layer.
         dropout: linear and mlp only: the probability that a feature is left out in training.
         feature_length: linear and mlp only: the length that each sample's features are scaled to.
-        pretrained: a file of weights to start from (:func:`load_pretrained`, whose message goes to the log as a warning).
+        pretrained: a file of weights to start from (:func:`load_pretrained`, whose message goes to the log as a warning), or
+            ``Path("default")``, those of torchvision or timm.
 
     Raises:
         ValueError: an unknown name, images where the backbone takes embeddings or the other way round, or of a size that it does
@@ -120,7 +121,7 @@ def make_model(
     else:
         model = backbone.build(num_classes, in_channels, image_size, **dict.fromkeys(wanted, True))
     if pretrained is not None:
-        message = load_pretrained(model, pretrained)
+        message = load_weights(model, pretrained, name, image_size)
         if message is not None:
             _log.warning(message)
     return with_bn_groups(model, bn_groups)

@@ -34,7 +34,11 @@ def load_pretrained(model: nn.Module, path: Path) -> str | None:
     Raises:
         PretrainedError: the file cannot be read, holds no weights, or other weights than the network's.
     """
-    weights = _read(path)
+    return fit_weights(model, _read(path), str(path))
+
+
+def fit_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> str | None:
+    """:func:`load_pretrained` of weights that have been read, from ``source``."""
     if all(key.startswith("module.") for key in weights):
         weights = {key.removeprefix("module."): tensor for key, tensor in weights.items()}
     own: dict[str, Tensor] = model.state_dict()
@@ -46,7 +50,7 @@ def load_pretrained(model: nn.Module, path: Path) -> str | None:
     ):
         theirs, ours = weights[other_shapes[0]].shape[0], own[other_shapes[0]].shape[0]
         message = (
-            f"{path}: its classifier is for {theirs} classes, this network's for {ours}: {classifier.removesuffix('.')} "
+            f"{source}: its classifier is for {theirs} classes, this network's for {ours}: {classifier.removesuffix('.')} "
             "was left at its initial values"
         )
         other_shapes = []
@@ -60,7 +64,7 @@ def load_pretrained(model: nn.Module, path: Path) -> str | None:
     if any(problems.values()):
         said = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
         raise PretrainedError(
-            f"the weights in {path} do not fit this network: {said}. Take those of this very backbone"
+            f"the weights in {source} do not fit this network: {said}. Take those of this very backbone"
         )
     model.load_state_dict(own | weights)
     return message

@@ -23,7 +23,6 @@ from r2d2fast.data import (
 from r2d2fast.data.embeddings import read_embedding_file
 from r2d2fast.data.names import Names, Numbers
 from r2d2fast.data.photographs.decode import BadImageError, decode
-from r2d2fast.data.photographs.options import MEAN, STD
 from r2d2fast.data.photographs.tree import Files, image_names
 from r2d2fast.image_options import OnBadImage
 
@@ -114,7 +113,7 @@ def open_inputs(
 ) -> tuple[Images, Sequence[str]]:
     """``inputs`` as the network expects them, and their names: paths, or numbers from 0.
 
-    Raises ValueError or TypeError for inputs that are not accepted, or a preprocessing that this version does not know.
+    Raises ValueError or TypeError for inputs that are not accepted.
     """
     if preprocessing.kind == "embeddings":
         return _open_embeddings(preprocessing, inputs, device)
@@ -122,13 +121,16 @@ def open_inputs(
     if preprocessing.kind == "small images":
         return SmallImages(preprocessing, files, device, on_bad_image), files.names
     _, size, _ = preprocessing.shape
-    options = PhotographOptions(size, preprocessing.resize, workers, on_bad_image)
-    images = PhotographImages(files, device, options)
-    if images.preprocessing != preprocessing:
-        raise ValueError(
-            f"the network takes {preprocessing}; this version has mean {MEAN} and standard deviation {STD}"
-        )
-    return images, files.names
+    options = PhotographOptions(
+        size,
+        preprocessing.resize,
+        workers,
+        on_bad_image,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+    )
+    return PhotographImages(files, device, options), files.names
 
 
 def _open_embeddings(

@@ -81,6 +81,7 @@ def image_loader(data_dir: Path) -> LoadImages:
             image_size=image_size,
             resize=resize,
             num_labels=0,
+            num_labels_per_class=(),
             split=0,
             workers=0,
             on_bad_image="skip",

@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import field, make_dataclass, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import get_type_hints
 
@@ -15,7 +16,7 @@ import tyro
 from r2d2fast.command import as_called
 from r2d2fast.help_texts import description, docstring, field_texts
 from r2d2fast.interruption import quietly_interrupted
-from r2d2fast.train.config import SEEDS, Config
+from r2d2fast.train.config import SEEDS, Config, Integers
 from r2d2fast.train.errors import ConfigError, LostRankError, TrainingError
 from r2d2fast.train.recipes import RECIPES, flags, override, recipe_for
 from r2d2fast.train.scaling import SCHEDULE, scaled
@@ -82,28 +83,33 @@ def exit_status(program: str, act: Callable[[], None]) -> int:
 def parse(arguments: list[str]) -> Config:
     """The configuration of a command line, ``split`` resolved.
 
-    Defaults are those of the data set's recipe; with --resume and --eval-only those of the run in the directory, if there is one.
+    Defaults are those of the data set's recipe; with --config those of the file; with --resume and --eval-only those of the run
+    in the directory, if there is one.
     Raises ConfigError for an unknown data set or method, no runs, and seeds out of range; exits with status 2 for what is no flag
     or no value of one.
     """
-    # The data set first, because its recipe gives the defaults of everything else.
-    (dataset, data_dir, optimizer, method, goes_on), _ = tyro.cli(
-        _first, args=arguments, prog=PROGRAM, return_unknown_args=True, add_help=False
-    )
-    if dataset not in RECIPES:
+    # What decides about other values first: the recipe gives the defaults of everything else.
+    first, _ = tyro.cli(_First, args=arguments, prog=PROGRAM, return_unknown_args=True, add_help=False)
+    goes_on = first.resume or first.eval_only
+    if first.config is not None and goes_on:
         raise ConfigError(
-            f"--dataset {dataset}: unknown; accepted: {', '.join(RECIPES)}. {PROGRAM} --help lists the flags"
+            f"--config {first.config}: a run that goes on, or is evaluated, has settings of its own; leave out --config, or "
+            "--resume and --eval-only for a new run with these settings"
         )
-    recipe = recipe_for(dataset, data_dir, optimizer, method).config
+    if first.config is None and first.dataset not in RECIPES:
+        raise ConfigError(
+            f"--dataset {first.dataset}: unknown; accepted: {', '.join(RECIPES)}. {PROGRAM} --help lists the flags"
+        )
+    defaults = first.recipe() if first.config is None else _settings_in(first.config)
     if not {"-h", "--help"}.isdisjoint(arguments):
-        _print_help(recipe)
+        _print_help(defaults)
     # A flag that is only there where it changes the recipe may be that of a run whose recipe is not known yet.
-    markers = () if goes_on else (tyro.conf.FlagCreatePairsOff,)
+    markers = () if goes_on or first.config else (tyro.conf.FlagCreatePairsOff,)
     words = ["--help" if word == HELP_ALL else word for word in arguments]
     read = partial(tyro.cli, Config, args=words, prog=PROGRAM, description=description(Config), config=markers)
     flags_given = {word.partition("=")[0].replace("_", "-") for word in arguments}
     given = {name for name in (*SCHEDULE, "schedule_scale") if f"--{name.replace('_', '-')}" in flags_given}
-    config = _checked(scaled(recipe, read(default=recipe), given))
+    config = _checked(scaled(defaults, read(default=defaults), given))
     held = _held(config) if goes_on else None
     if held is None:
         return config
@@ -123,15 +129,47 @@ def _print_help(recipe: Config) -> None:
     tyro.cli(first, args=["--help"], prog=PROGRAM, description=about, config=(tyro.conf.FlagCreatePairsOff,))
 
 
-def _first(
-    dataset: str = "digits",
-    data_dir: Path = Path("data"),
-    optimizer: str = "sgd",
-    method: str = "r2d2",
-    resume: bool = False,
-    eval_only: bool = False,
-) -> tuple[str, Path, str, str, bool]:
-    return dataset, data_dir, optimizer, method, resume or eval_only
+@dataclass(frozen=True)
+class _First:
+    """The flags on which the defaults of others depend."""
+
+    dataset: str = "digits"
+    data_dir: Path = Path("data")
+    config: Path | None = None
+    num_labels: int | None = None
+    num_labels_per_class: Integers = ()
+    split_file: Path | None = None
+    optimizer: str | None = None
+    method: str = "r2d2"
+    backbone: str | None = None
+    pretrained: Path | None = None
+    resume: bool = False
+    eval_only: bool = False
+
+    def recipe(self) -> Config:
+        num_labels = self.num_labels
+        if num_labels is None and self.split_file is not None and self.split_file.is_file():
+            num_labels = sum(bool(line.strip()) for line in self.split_file.read_bytes().splitlines())
+        try:
+            recipe = recipe_for(
+                self.dataset,
+                self.data_dir,
+                num_labels=num_labels,
+                num_labels_per_class=self.num_labels_per_class,
+                optimizer=self.optimizer,
+                method=self.method,
+                backbone=self.backbone,
+                pretrained=self.pretrained,
+            )
+        except (ValueError, ImportError) as error:
+            raise ConfigError(str(error)) from error
+        return recipe.config
+
+
+def _settings_in(path: Path) -> Config:
+    from r2d2fast.train.run_directory import read_settings
+
+    return read_settings(path)
 
 
 def _held(config: Config) -> Config | None:
@@ -171,9 +209,14 @@ def _checked(config: Config) -> Config:
 
 
 def run_directory(config: Config, number: int) -> Path:
-    """The directory of that run, whose own configuration is ``config``."""
-    if config.run_dir is None:
-        labels = config.split_file.stem if config.split_file else f"labels{config.num_labels}-split{config.split}"
-        method = "" if config.method == "r2d2" else f"-{config.method}"
-        return Path(f"runs/{config.dataset}{method}-{labels}-seed{config.seed}")
-    return config.run_dir if config.runs == 1 else config.run_dir / f"run{number}"
+    """The directory of that run, whose own configuration is ``config``; of a repeated one it is new."""
+    if config.run_dir is not None:
+        return config.run_dir if config.runs == 1 else config.run_dir / f"run{number}"
+    per_class = config.num_labels_per_class
+    labels = f"{'-'.join(map(str, per_class))}-per-class" if per_class else str(config.num_labels)
+    split = config.split_file.stem if config.split_file else f"labels{labels}-split{config.split}"
+    method = "" if config.method == "r2d2" else f"-{config.method}"
+    usual = Path(f"runs/{config.dataset}{method}-{split}-seed{config.seed}")
+    if config.config is None:
+        return usual
+    return next(path for path in chain([usual], (Path(f"{usual}-{again}") for again in count(2))) if not path.exists())

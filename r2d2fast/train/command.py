@@ -24,7 +24,7 @@ def carry_out(config: Config) -> None:
         finished = []
         for number in range(config.runs):
             one = of_run(config, number)
-            directory = run_directory(one, number)
+            directory = ranks.on_first(lambda one=one, number=number: run_directory(one, number))  # type: ignore[misc]
             if config.eval_only:
                 print_errors(evaluate(one, directory, console, ranks), directory, console)
                 continue

@@ -153,6 +153,10 @@ class Config:
     download: bool = False
     """Download the data set into --data-dir if it is not there and torchvision can."""
 
+    config: Path | None = None
+    """A run's own config.json, whose settings are taken in place of the recipe's, so that the run is repeated; flags override
+    them. By default the repetition has a run directory of its own."""
+
     seed: int = 0
     """The seed of initial weights, data order and augmentation."""
 
@@ -168,7 +172,11 @@ class Config:
     then all are trained on, and there is no test error."""
 
     num_labels: int
-    """Number of labelled samples, the same of each class; 0 takes every label there is."""
+    """Number of labelled samples, the same of each class, else in proportion; 0 takes every label there is."""
+
+    num_labels_per_class: Integers = ()
+    """Number of labelled samples of each class, in place of --num-labels: one for all of them, or comma separated one for each in
+    their order. An empty word means --num-labels."""
 
     stages: Integers = (1, 2, 3)
     """The stages to run, comma separated: 1, 1,2 or 1,2,3; each starts from the network of the one before. With the network of a
@@ -247,7 +255,8 @@ class Config:
     linear or mlp."""
 
     pretrained: Path | None = None
-    """A file of weights to start from, safetensors or a PyTorch state_dict; a classifier of other classes is left out."""
+    """Weights to start from: a file, safetensors or a PyTorch state_dict, or default: torchvision's or timm's, and the kind of
+    photographs that they want."""
 
     input_noise: bool = False
     """Add noise of standard deviation 0.15 to the images in training (convlarge only; Laine & Aila, 2017)."""

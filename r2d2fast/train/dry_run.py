@@ -20,7 +20,8 @@ from r2d2fast.train.evaluation import EVALUATION_BATCH
 from r2d2fast.train.load_data import load_data
 from r2d2fast.train.methods import R2D2
 from r2d2fast.train.ranks import Ranks
-from r2d2fast.train.recipes import CHOSEN, flags, recipe_for
+from r2d2fast.train.recipes import CHOSEN, flags, recipe_of
+from r2d2fast.train.run_directory import OF_A_COMMAND, read_settings
 from r2d2fast.train.scaling import SCALED, hanging, scaled_epochs
 from r2d2fast.train.schedule import Epoch, batch_size
 from r2d2fast.train.threads import cpu_threads
@@ -51,14 +52,18 @@ def scratch_trainer(config: Config, ranks: Ranks) -> Trainer:
 
 
 def _print_settings(config: Config, console: Console) -> None:
-    recipe = recipe_for(config.dataset, config.data_dir, config.optimizer, config.method)
+    recipe = recipe_of(config)
     defaults = flags(recipe.config)
+    held = {} if config.config is None else flags(read_settings(config.config))
+    from_file = "" if config.config is None else config.config.name
     table = Table(title="settings, and where they are from")
     for heading in ("setting", "value", "from"):
         table.add_column(heading, overflow="fold")  # and nothing is cut, however narrow the terminal
     derived = scaled_epochs(recipe.config, config.schedule_scale) | hanging(recipe.config, config)
     for name, value in flags(config).items():
-        if value != defaults[name] and name not in ("dry_run", "split"):
+        if name in held and value == held[name] and name not in OF_A_COMMAND:
+            table.add_row(_flag(name), _text(value), from_file)
+        elif value != defaults[name] and name not in ("dry_run", "split"):
             table.add_row(_flag(name), _text(value), SCALED if value == derived.get(name) else CHOSEN)
         elif name in recipe.sources:
             table.add_row(_flag(name), _text(value), recipe.sources[name])

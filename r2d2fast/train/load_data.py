@@ -1,5 +1,7 @@
 """Which images or embeddings, and labels, a configuration trains on."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from r2d2fast.data import (
@@ -15,6 +17,7 @@ from r2d2fast.data import (
     small_image_shape,
     split_labels,
 )
+from r2d2fast.models import own_images
 from r2d2fast.train.checks import check_photographs, check_small_images
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError
@@ -40,9 +43,7 @@ def _load(config: Config, ranks: Ranks) -> Dataset:
             check_photographs(config)
         else:
             check_small_images(config, max(shape[1:]))
-        options = PhotographOptions(
-            config.image_size, config.resize, config.workers, config.on_bad_image, config.decoder
-        )
+        options = photograph_options(config)
         if config.dataset == "imagenet":
             return load_imagenet(config.data_dir, ranks.device, options)
         dataset = load_folder(config.data_dir, ranks.device, options, config.test_fraction)
@@ -59,13 +60,22 @@ def _load(config: Config, ranks: Ranks) -> Dataset:
     return dataset
 
 
+def photograph_options(config: Config) -> PhotographOptions:
+    """How photographs become batches: for pretrained weights as these were made with."""
+    options = PhotographOptions(config.image_size, config.resize, config.workers, config.on_bad_image, config.decoder)
+    own = None if config.pretrained is None else own_images(config.backbone)
+    return options if own is None else replace(options, interpolation=own.interpolation, mean=own.mean, std=own.std)
+
+
 def _labels(config: Config, dataset: Dataset) -> Tensor:
     if config.split_file is not None:
         return read_split(config.split_file, dataset.train_names, dataset.class_names)
-    if config.num_labels == 0:
+    per_class = config.num_labels_per_class
+    if config.num_labels == 0 and not per_class:
         return dataset.train_labels.clone()
     assert config.split is not None
+    wanted = per_class * (dataset.num_classes if len(per_class) == 1 else 1) or config.num_labels
     try:
-        return split_labels(dataset.train_labels, dataset.num_classes, config.num_labels, config.split)
+        return split_labels(dataset.train_labels, dataset.num_classes, wanted, config.split)
     except ValueError as error:
-        raise ConfigError(f"--num-labels: {error}") from error
+        raise ConfigError(f"--num-labels{'-per-class' * bool(per_class)}: {error}") from error

@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r2d2fast.train.config import Config, Stage1, Stage2, Stage3
+from r2d2fast.train.embeddings_recipe import STAGE2_LR, fit_to_samples
 
-PAPER, REFERENCE, OURS, CHOSEN = "paper", "reference implementation", "ours", "command line"
+PAPER, REFERENCE, OURS, CHOSEN, NETWORK = (
+    "paper",
+    "reference implementation",
+    "ours",
+    "command line",
+    "the network's weights",
+)
 # Of the learning rates of SGD, what AdamW takes: 0.05 becomes PyTorch's default, 0.001. The weight decay is PyTorch's, too.
 ADAMW_LR, ADAMW_WEIGHT_DECAY = 0.02, 0.01
 
@@ -242,22 +249,95 @@ SMALL_FOLDER = _recipe(
 )
 
 
-def recipe_for(dataset: str, data_dir: Path, optimizer: str = "sgd", method: str = "r2d2") -> Recipe:
-    """The recipe of a method on a data set, for ``folder`` that of the kind of images in ``data_dir``.
+def recipe_for(
+    dataset: str,
+    data_dir: Path = Path("data"),
+    *,
+    num_labels: int | None = None,
+    num_labels_per_class: tuple[int, ...] = (),
+    optimizer: str | None = None,
+    method: str = "r2d2",
+    backbone: str | None = None,
+    pretrained: Path | None = None,
+) -> Recipe:
+    """The recipe of a data set, with what was chosen beside it and decides other values, too.
 
-    Raises KeyError for another name of a data set, ConfigError for another method.
+    Args:
+        dataset: a name of :data:`RECIPES`; KeyError for another one.
+        data_dir: of its files: a ``folder`` has a recipe for the kind of its images, ``embeddings`` one for the number of samples
+            and labels, if the files are there.
+        num_labels: of all labels, 0 for all of them; None takes the recipe's number.
+        num_labels_per_class: one number for every class, or one for each, in place of ``num_labels``.
+        optimizer: as ``--optimizer``.
+        method: as ``--method``; ConfigError for another one.
+        backbone: as ``--backbone``.
+        pretrained: as ``--pretrained``: photographs have the size that the weights were made with.
     """
-    recipe = RECIPES[dataset]
-    if dataset == "folder":
-        from r2d2fast.data import small_image_shape  # it brings PyTorch with it, for which no --help needs to wait
-
-        if small_image_shape(data_dir) is not None:
-            recipe = SMALL_FOLDER
+    recipe = SMALL_FOLDER if dataset == "folder" and _small_images(data_dir) else RECIPES[dataset]
     if method != "r2d2":
-        from r2d2fast.train.method_recipes import of_method  # as above
+        from r2d2fast.train.method_recipes import of_method
 
         recipe = of_method(recipe, method)
+    usual = flags(recipe.config)
+    choices: dict[str, Any] = {"num_labels": num_labels, "num_labels_per_class": num_labels_per_class or None}
+    choices |= {"backbone": backbone, "pretrained": pretrained}
+    chosen = {name: value for name, value in choices.items() if value not in (None, usual[name])}
+    recipe = Recipe(override(recipe.config, chosen), recipe.sources | dict.fromkeys(chosen, CHOSEN))
+    if dataset == "embeddings" and method == "r2d2":
+        recipe = _for_embeddings(recipe, data_dir)
+    if pretrained is not None and "image_size" in recipe.sources:
+        recipe = _for_network(recipe)
     return _with_adamw(recipe) if optimizer == "adamw" != recipe.config.optimizer else recipe
+
+
+def recipe_of(config: Config) -> Recipe:
+    """The recipe whose values ``config`` has where the command line has not changed them."""
+    return recipe_for(
+        config.dataset,
+        config.data_dir,
+        num_labels=config.num_labels,
+        num_labels_per_class=config.num_labels_per_class,
+        optimizer=config.optimizer,
+        method=config.method,
+        backbone=config.backbone,
+        pretrained=config.pretrained,
+    )
+
+
+# Within the functions what brings PyTorch with it, for which no --help needs to wait.
+
+
+def _small_images(data_dir: Path) -> bool:
+    from r2d2fast.data import small_image_shape
+
+    return small_image_shape(data_dir) is not None
+
+
+def _for_network(recipe: Recipe) -> Recipe:
+    from r2d2fast.models import own_images
+
+    own = own_images(recipe.config.backbone)
+    if own is None:
+        return recipe
+    sizes = {"image_size": own.image_size, "resize": own.resize}
+    return Recipe(override(recipe.config, sizes), recipe.sources | dict.fromkeys(sizes, NETWORK))
+
+
+def _for_embeddings(recipe: Recipe, data_dir: Path) -> Recipe:
+    """With the learning rate of the backbone, and the numbers that follow those of samples and labels."""
+    from r2d2fast.data.embeddings import count_labels
+
+    two = recipe.config.stage2
+    lrs = (STAGE2_LR.get(recipe.config.backbone, two.lrs[0]),) * len(two.lrs)
+    config = override(recipe.config, {"stage2.lrs": lrs})
+    counts = count_labels(data_dir)
+    if counts is not None:
+        per_class = config.num_labels_per_class
+        labelled = (
+            sum(per_class) * (counts.classes if len(per_class) == 1 else 1) or config.num_labels or counts.labelled
+        )
+        config = fit_to_samples(config, labelled, counts.samples - labelled, counts.classes)
+    return Recipe(config, recipe.sources)
 
 
 def _with_adamw(recipe: Recipe) -> Recipe:

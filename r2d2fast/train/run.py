@@ -76,6 +76,7 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         bad_images = {**data.train.bad_images, **data.test.bad_images}
         bad = {name: why for of_rank in ranks.gather_objects(bad_images) for name, why in of_rank.items()}
         counts = {
+            "num_labels": len(trainer.labelled),
             "images_seen": images_seen(config, epochs, len(trainer.labelled), len(trainer.unlabelled)),
             "held_out": data.held_out,
             "test_images": len(data.test_labels),

@@ -30,7 +30,7 @@ RUN_FILES = (CONFIG, CURRENT, PREVIOUS, METRICS, RESULTS)
 
 # What one command does, and the next one need not.
 OF_A_COMMAND = {
-    *("download", "run_dir", "resume", "eval_only", "dry_run", "runs", "schedule_scale"),
+    *("download", "config", "run_dir", "resume", "eval_only", "dry_run", "runs", "schedule_scale"),
     *("tracker", "profile", "onnx"),
 }
 # They say where and how to run, not what: two runs that differ in nothing else are the same run.
@@ -99,13 +99,16 @@ def _check_known(directory: Path) -> None:
 def read_config(directory: Path) -> Config | None:
     """The configuration of the run in ``directory``; None if there is none. Raises ConfigError for a damaged one."""
     path = directory / CONFIG
-    if not path.exists():
-        return None
+    return read_settings(path) if path.exists() else None
+
+
+def read_settings(path: Path) -> Config:
+    """The configuration in a run's ``config.json``. Raises ConfigError for a file that is none, or damaged."""
     held = _read_json(path)
     dataset = held.get("dataset")
     if dataset not in RECIPES:
         raise ConfigError(
-            f"{path}: dataset is {dataset!r}; accepted: {', '.join(RECIPES)}. Restore it, or name another --run-dir"
+            f"{path}: dataset is {dataset!r}; accepted: {', '.join(RECIPES)}. Restore the file, or name another"
         )
     # What a newer version has no value for in an older one's run is the recipe's, and found to differ where that counts.
     recipe = RECIPES[dataset].config

@@ -145,10 +145,10 @@ def test_timm_with_its_own_size_normalisation_and_filter(arguments, tmp_path, na
     timm = pytest.importorskip("timm")
     network = timm.create_model(f"test_{name}")
     torch.save(network.state_dict(), tmp_path / "timm.pth")
-    extractor = make_feature_extractor(f"timm:test_{name}", tmp_path / "timm.pth")
+    _, own = make_feature_extractor(f"timm:test_{name}", tmp_path / "timm.pth")
     wanted = timm.data.resolve_model_data_config(network)
-    assert (extractor.image_size, extractor.mean, extractor.std) == (160, wanted["mean"], wanted["std"])
-    assert extractor.interpolation == wanted["interpolation"] == filter
+    assert (own.image_size, own.mean, own.std) == (160, wanted["mean"], wanted["std"])
+    assert own.interpolation == wanted["interpolation"] == filter
     embed(
         replace(
             arguments, backbone=f"timm:test_{name}", pretrained=tmp_path / "timm.pth", image_size=None, dtype="float32"
@@ -340,8 +340,12 @@ def test_weights_that_cannot_be_downloaded(arguments, monkeypatch):
     def unreachable(*arguments, **options):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torchvision.models, "get_model", unreachable)
-    with pytest.raises(DataError, match=r"cannot be downloaded \(OSError\('no route to host'\)\).*--pretrained FILE"):
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    address = r"cannot be downloaded \(no route to host\): fetch https://\S*/\w+-\w+\.pth elsewhere, and put it into"
+    with pytest.raises(
+        DataError, match=rf"{address} \S*/checkpoints/\w+-\w+\.pth, or name the file, --pretrained FILE"
+    ):
         embed(replace(arguments, pretrained=None))
 
 

@@ -316,14 +316,15 @@ def test_a_damaged_network_is_named(damage, digits_run, tmp_path):
         r2d2fast.load_run(tmp_path)
 
 
-def test_photographs_of_another_normalisation_are_refused(photograph_run, photographs, tmp_path):
+def test_photographs_are_resized_and_normalised_as_the_file_says(photograph_run, photographs, tmp_path):
     with safetensors.safe_open(photograph_run / "network.safetensors", "pt") as file:
         about = file.metadata()
     network = r2d2fast.load_run(photograph_run).model
-    about["preprocessing"] = about["preprocessing"].replace("0.485", "0.5")
-    (tmp_path / "network.safetensors").write_bytes(export_safetensors(network, about))
-    with pytest.raises(ValueError, match=r"this version has mean \(0\.485"):
-        r2d2fast.load_run(tmp_path).predict(photographs / "val")
+    before = r2d2fast.load_run(photograph_run).predict(photographs / "val").probabilities
+    for old, new in (("0.485", "0.9"), ("bilinear", "bicubic")):
+        changed = about | {"preprocessing": about["preprocessing"].replace(old, new)}
+        (tmp_path / "network.safetensors").write_bytes(export_safetensors(network, changed))
+        assert (r2d2fast.load_run(tmp_path).predict(photographs / "val").probabilities != before).any()
 
 
 def test_the_metadata_say_all_that_it_takes(photograph_run):

@@ -39,7 +39,7 @@ def state(directory):
     parts = {
         **saved["network"],
         **saved["optimizer"],
-        **{f"averaged/{key}": one for key, one in saved["averaged"].items()},
+        **{f"averaged/{key}": one for key, one in saved.get("averaged", {}).items()},
     }
     return without_times(read_values(path)), {**parts, "bank": saved["bank"]}
 

@@ -106,8 +106,9 @@ def test_stages_that_do_not_build_upon_each_other_are_refused(stages, tmp_path, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-labels", "55"], "--num-labels: num_labels is 55; it must be a positive multiple of the 10 classes"),
-        (["--num-labels", "5000"], "asks for 500 samples of each class, but class 8 has only"),
+        (["--num-labels", "5"], "--num-labels: num_labels is 5; it must be at least 10, one for each class"),
+        (["--num-labels", "5000"], "--num-labels: num_labels 5000 asks for 500 samples of class 8, which has only 139"),
+        (["--num-labels-per-class", "4,4"], "--num-labels-per-class: num_labels 4,4 has 2 numbers for 10 classes"),
         (["--device", "mps"], "--device mps: no such device; accepted here: auto, cpu"),
         (["--device", "cuda:99"], "--device cuda:99: no such device; accepted here: auto, cpu"),
         (["--stage2.lrs", "0.1"], "--stage2.lrs 0.1: 1 learning rates"),
@@ -169,6 +170,23 @@ def test_one_stage_needs_no_settings_of_the_others(flags, tmp_path, train_here):
 
 def test_training_without_momentum(tmp_path, train_here):
     assert train_here("--momentum", "0", "--run-dir", tmp_path / "run") == 0
+
+
+def test_labels_by_class_and_by_shares(tmp_path, train_here):
+    numbers = [5, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    for flag, expected in (
+        (f"--num-labels-per-class={','.join(map(str, numbers))}", numbers),
+        ("--num-labels-per-class=4", [4] * 10),
+        ("--num-labels=55", None),
+    ):
+        directory = tmp_path / flag
+        assert train_here("--stages", "1", flag, "--run-dir", directory) == 0
+        labels = [int(line.split()[1]) for line in (directory / "labelled.txt").read_text().splitlines()]
+        counts = [labels.count(number) for number in range(10)]
+        assert counts == expected if expected else (sum(counts), set(counts)) == (55, {5, 6})
+        assert json.loads((directory / "results.json").read_text())["num_labels"] == sum(counts)
+    config = cli.parse(["--num-labels-per-class=4"])
+    assert str(cli.run_directory(config, 0)) == "runs/digits-labels4-per-class-split0-seed0"
 
 
 def test_all_labels_there_are(tmp_path, train_here):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from r2d2fast import load_run
 from r2d2fast.data.photographs.packing import pack
 from r2d2fast.report.cli import main as report
 from r2d2fast.train import cli
@@ -228,3 +230,24 @@ def test_where_dali_is_missing_the_command_line_says_what_to_install(
     message = capsys.readouterr().err
     assert '--decoder dali: nvidia.dali is not installed; pip install "r2d2fast[dali]", or --decoder cpu' in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.extra("timm")
+def test_a_pretrained_network_sees_images_as_it_wants_them_and_predicts_so(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    weights = ["--backbone=timm:test_vit", f"--pretrained={tmp_path / 'vit.pth'}"]
+    flags = ["--dataset=folder", f"--data-dir={photographs}", "--num-labels=4", *SHORT, *weights]
+    assert cli.main([*flags, "--dry-run"]) == 0
+    assert re.search(r"--image-size\W+160\W+the network's weights", capsys.readouterr().out)
+    run = tmp_path / "run"
+    assert cli.main([*flags, "--stages=1", f"--run-dir={run}"]) == 0
+    trained = load_run(run)
+    own = trained.preprocessing
+    assert (own.shape, own.interpolation, own.mean) == ((3, 160, 160), "bicubic", (0.5, 0.5, 0.5))
+    classes = [trained.class_names.index(path.parent.name) for path in sorted(photographs.glob("val/*/*"))]
+    error = 100 * np.mean(trained.predict(photographs / "val").classes != classes)
+    assert json.loads((run / "results.json").read_text())["test_error"] == pytest.approx(error)

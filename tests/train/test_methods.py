@@ -269,10 +269,10 @@ def test_a_recipe_has_the_authors_numbers_and_names_them(method):
 
 
 def test_adamw_is_asked_for_beside_a_method_s_own_optimizer(tmp_path):
-    assert recipe_for("digits", tmp_path, "adamw", "vat").config == of_method(RECIPES["digits"], "vat").config
-    assert recipe_for("digits", tmp_path, "adamw", "fixmatch").config.stage2.lrs == pytest.approx((0.03 * 0.02,))
+    assert recipe_for("digits", optimizer="adamw", method="vat").config == of_method(RECIPES["digits"], "vat").config
+    assert recipe_for("digits", optimizer="adamw", method="fixmatch").config.stage2.lrs == pytest.approx((0.03 * 0.02,))
     with pytest.raises(ConfigError, match="--method vatt: unknown; accepted: r2d2, supervised, pseudo-label"):
-        recipe_for("digits", tmp_path, "sgd", "vatt")
+        recipe_for("digits", method="vatt")
 
 
 def test_what_a_method_cannot_learn_with_is_refused():

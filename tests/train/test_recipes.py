@@ -2,8 +2,12 @@
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
+import torch
 
+from r2d2fast import R2D2Classifier, load_run
+from r2d2fast.train import cli
 from r2d2fast.train.checks import check_schedule, check_values
 from r2d2fast.train.config import Config
 from r2d2fast.train.recipes import OURS, PAPER, RECIPES, REFERENCE, flags
@@ -21,10 +25,21 @@ SIZES = {
 }
 # What decides how a network learns; every other field is about where and how the program runs.
 OPERATION = {
-    *("dataset", "data_dir", "download", "seed", "split", "split_file", "stages", "run_dir", "resume", "eval_only"),
-    *("dry_run", "runs", "device", "threads", "precision", "compile", "deterministic", "workers", "on_bad_image"),
-    *("decoder", "log_interval", "checkpoint_minutes", "tracker", "profile", "onnx", "pretrained", "bank_dtype"),
-    *("bank_storage", "test_fraction", "schedule_scale"),
+    *("dataset", "data_dir", "download", "config", "seed", "split", "split_file", "stages", "run_dir"),
+    *(
+        "resume",
+        "eval_only",
+        "dry_run",
+        "runs",
+        "device",
+        "threads",
+        "precision",
+        "compile",
+        "deterministic",
+        "workers",
+    ),
+    *("on_bad_image", "decoder", "log_interval", "checkpoint_minutes", "tracker", "profile", "onnx", "pretrained"),
+    *("bank_dtype", "bank_storage", "test_fraction", "schedule_scale", "num_labels_per_class"),
 }
 # Of other methods, whose recipes test_methods.py has.
 OF_OTHERS = {name for name in flags(RECIPES["cifar10"].config) if name == "method" or name.startswith("unlabelled.")}
@@ -173,3 +188,23 @@ def test_flags_are_every_field_by_the_name_of_its_flag():
     expected |= {f"{stage}.{field.name}" for stage in stages for field in fields(getattr(config, stage))}
     assert values.keys() == expected
     assert (values["stage2.lrs"], values["seed"]) == (config.stage2.lrs, config.seed)
+
+
+def test_embeddings_have_on_the_command_line_the_numbers_that_the_estimator_takes(tmp_path):
+    """And so the same network, to the last bit, from the same seed."""
+    truth = np.arange(600) % 4
+    few = np.where(np.arange(600) < 24, truth, -1)
+    x = (np.eye(4, 12)[truth] + 0.5 * np.random.default_rng(0).normal(size=(600, 12))).astype(np.float32)
+    np.save(tmp_path / "train.npy", x)
+    np.save(tmp_path / "train_labels.npy", few)
+    for backbone, sizes in (("linear", ()), ("mlp", (256,))):
+        flags = ["--dataset=embeddings", f"--data-dir={tmp_path}", "--device=cpu", f"--backbone={backbone}"]
+        estimator = R2D2Classifier(sizes, random_state=0, device="cpu").fit(x, few)
+        seed = int(np.random.RandomState(0).randint(np.iinfo(np.int32).max))
+        trained = cli.main([*flags, f"--seed={seed}", f"--run-dir={tmp_path / backbone}"])
+        assert trained == 0
+        network = load_run(tmp_path / backbone, "cpu").model.state_dict()
+        assert all(torch.equal(network[name], tensor) for name, tensor in estimator._network.state_dict().items())
+    # The number of labels is that which is asked for, or the lines of a file.
+    config = cli.parse(["--dataset=embeddings", f"--data-dir={tmp_path}", "--num-labels=8", "--stage2.epochs=20"])
+    assert (config.stage2.unlabelled_batch, config.stage1.epochs, config.stage2.epochs) == (64, 300, 20)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import statistics
 from dataclasses import replace
@@ -252,3 +253,21 @@ def test_a_data_set_of_other_classes_is_refused(command, said, finished, tmp_pat
     )
     assert cli.main([command, f"--run-dir={directory}"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_run_s_own_configuration_repeats_it_in_a_directory_of_its_own(finished, tmp_path, monkeypatch, capsys):
+    config = f"--config={finished / 'config.json'}"
+    monkeypatch.chdir(tmp_path)
+    for name in ("", "-2"):
+        assert cli.main([config, "--threads=1"]) == 0
+        assert_same_run(tmp_path / f"runs/digits-labels50-split0-seed0{name}", finished)
+    changed = cli.parse([config, "--seed=3", "--stage2.epochs=6", "--no-flip"])
+    assert (changed.seed, changed.split, changed.stage2.epochs, changed.stage1.epochs) == (3, 0, 6, 4)
+    assert cli.main([config, "--resume"]) == 2
+    assert "a run that goes on, or is evaluated, has settings of its own" in capsys.readouterr().err
+    assert cli.main([config, "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert re.search(r"--stage1\.epochs 4 \S*config", shown)
+    (tmp_path / "other.json").write_text('{"dataset": "mnits"}')
+    assert cli.main([f"--config={tmp_path / 'other.json'}"]) == 2
+    assert "other.json: dataset is 'mnits'; accepted: digits," in capsys.readouterr().err

@@ -12,7 +12,7 @@ from r2d2fast.data.order import Batch, keys_of
 from r2d2fast.data.photographs.crop import RANDOM_NUMBERS, Crop, centre_crop, random_crop
 from r2d2fast.data.photographs.dali import dali_batches, require_dali
 from r2d2fast.data.photographs.decode import BadImageError, decode
-from r2d2fast.data.photographs.options import MEAN, STD, PhotographOptions
+from r2d2fast.data.photographs.options import PhotographOptions
 from r2d2fast.data.photographs.tree import Files
 from r2d2fast.data.photographs.workers import load_batches
 from r2d2fast.data.preprocessing import Preprocessing
@@ -43,7 +43,7 @@ class Load:
         """Images of the mean colour: uint8 ``[count, 3, size, size]``, channels last."""
         size = self.options.image_size
         images = torch.empty(count, size, size, 3, dtype=torch.uint8)
-        return images.copy_(torch.tensor(MEAN).mul(255).round()).permute(0, 3, 1, 2)
+        return images.copy_(torch.tensor(self.options.mean).mul(255).round()).permute(0, 3, 1, 2)
 
     def numbers(self, batch: Batch) -> list[list[float]]:
         """For each image of a batch the random numbers that :meth:`crop` takes; none for evaluation."""
@@ -70,7 +70,8 @@ class PhotographImages:
 
     Training sees torchvision's RandomResizedCrop, mirrored with probability ½ if the augmentation says so; evaluation the centre
     after resizing the short side. Loader processes make batches of bytes, ahead; the device turns them into numbers: with
-    ImageNet's mean and standard deviation, whatever the data set is, so that pretrained networks fit.
+    the mean and standard deviation of the options, ImageNet's by default, whatever the data set is, so that pretrained networks
+    fit.
 
     Args:
         files: the encoded images.
@@ -89,11 +90,13 @@ class PhotographImages:
             require_dali()
         self.files = files
         self.shape = (3, options.image_size, options.image_size)
-        self.preprocessing = Preprocessing("photographs", self.shape, MEAN, STD, 255.0, options.resize)
+        self.preprocessing = Preprocessing(
+            "photographs", self.shape, options.mean, options.std, 255.0, options.resize, options.interpolation
+        )
         self.bad_images: dict[str, str] = {}
         self._device = device
         self._options = options
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (options.mean, options.std))
         self._scale = 1 / (255 * std)
         self._shift = -mean / std
 

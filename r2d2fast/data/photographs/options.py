@@ -26,6 +26,7 @@ class PhotographOptions:
         decoder: ``"cpu"``: the loader processes decode and resize. ``"dali"``: they only read, and NVIDIA DALI decodes and
             resizes on the training device (:mod:`r2d2fast.data.photographs.dali`).
         interpolation: by which filter the CPU resizes.
+        mean, std: of each channel, in units of the full range, with which images are normalised.
 
     Raises ValueError for a value that is not accepted.
     """
@@ -36,6 +37,8 @@ class PhotographOptions:
     on_bad_image: OnBadImage = "error"
     decoder: Decoder = "cpu"
     interpolation: Interpolation = "bilinear"
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
 
     def __post_init__(self) -> None:
         for name, accepted in (("on_bad_image", OnBadImage), ("decoder", Decoder)):
@@ -44,6 +47,10 @@ class PhotographOptions:
         if not 1 <= self.image_size <= self.resize:
             raise ValueError(
                 f"image_size is {self.image_size} and resize {self.resize}; accepted: 1 <= image_size <= resize"
+            )
+        if self.decoder == "dali" and self.interpolation != "bilinear":
+            raise ValueError(
+                f"decoder is 'dali', which resizes bilinearly, and this network wants {self.interpolation} images"
             )
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}; accepted: 0 or more")
