@@ -22,9 +22,9 @@ from r2d2fast.help_texts import with_help_texts
 from r2d2fast.train import cli
 from r2d2fast.train.command import prepared
 from r2d2fast.train.config import Config, Integers
-from r2d2fast.train.dry_run import duration
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.load_data import load_data
+from r2d2fast.train.measure import duration
 from r2d2fast.train.methods import METHODS
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.run import run

@@ -9,7 +9,7 @@ from rich.table import Table
 from r2d2fast.experiments.runs import Run
 from r2d2fast.train.checks import check_schedule
 from r2d2fast.train.config import Config
-from r2d2fast.train.dry_run import Speed, duration, measure_speed, scratch_trainer
+from r2d2fast.train.measure import Speed, duration, measure_speed, scratch_trainer
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.run_directory import CONFIG, RESULTS
 from r2d2fast.train.schedule import make_schedule

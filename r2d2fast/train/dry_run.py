@@ -1,10 +1,6 @@
 """What a run would do: schedule, settings and where they are from, memory, and time measured in a few steps."""
 
-import time
-from dataclasses import replace
-from itertools import groupby, pairwise
-from pathlib import Path
-from typing import NamedTuple
+from itertools import groupby
 
 import torch
 from rich.console import Console
@@ -12,22 +8,16 @@ from rich.table import Table
 from torch import Tensor
 
 from r2d2fast.data import ResidentImages
-from r2d2fast.train.build import bank_file
-from r2d2fast.train.callback import Callback
 from r2d2fast.train.config import Config
 from r2d2fast.train.data_summary import print_data
-from r2d2fast.train.evaluation import EVALUATION_BATCH
-from r2d2fast.train.load_data import load_data
-from r2d2fast.train.methods import R2D2
+from r2d2fast.train.measure import duration, measure_speed, scratch_trainer
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import CHOSEN, flags, recipe_of
 from r2d2fast.train.run_directory import OF_A_COMMAND, read_settings
 from r2d2fast.train.scaling import SCALED, hanging, scaled_epochs
 from r2d2fast.train.schedule import Epoch, batch_size
-from r2d2fast.train.threads import cpu_threads
+from r2d2fast.train.sooner import LONG, print_sooner
 from r2d2fast.train.trainer import Trainer
-
-MEASURED_STEPS = 3
 
 
 def print_plan(config: Config, ranks: Ranks, console: Console) -> None:
@@ -40,26 +30,15 @@ def print_plan(config: Config, ranks: Ranks, console: Console) -> None:
     _print_time(trainer, console)
 
 
-def scratch_trainer(config: Config, ranks: Ranks) -> Trainer:
-    """A trainer of ``config`` to measure with, which leaves nothing on the disk."""
-    # The file itself can be the bank of a run that is still training.
-    file = bank_file(config)
-    scratch = config if file is None else replace(config, bank_storage=f"{file}.dry-run")
-    trainer = Trainer(scratch, *load_data(scratch, ranks), ranks)
-    if isinstance(trainer.method, R2D2) and isinstance(trainer.method.bank.storage, Path):
-        trainer.method.bank.storage.unlink()  # it stays mapped
-    return trainer
-
-
 def _print_settings(config: Config, console: Console) -> None:
     recipe = recipe_of(config)
+    derived = scaled_epochs(recipe.config, config.schedule_scale) | hanging(recipe.config, config)
     defaults = flags(recipe.config)
     held = {} if config.config is None else flags(read_settings(config.config))
     from_file = "" if config.config is None else config.config.name
     table = Table(title="settings, and where they are from")
     for heading in ("setting", "value", "from"):
         table.add_column(heading, overflow="fold")  # and nothing is cut, however narrow the terminal
-    derived = scaled_epochs(recipe.config, config.schedule_scale) | hanging(recipe.config, config)
     for name, value in flags(config).items():
         if name in held and value == held[name] and name not in OF_A_COMMAND:
             table.add_row(_flag(name), _text(value), from_file)
@@ -143,74 +122,15 @@ def _kept_bytes(trainer: Trainer, batch: int) -> int:
 
 def _print_time(trainer: Trainer, console: Console) -> None:
     speed = measure_speed(trainer)
-    total = 0.0
     for stage, step in speed.steps.items():
         epochs = [epoch for epoch in trainer.schedule if epoch.stage == stage]
         seconds = speed.seconds(epochs, len(trainer.data.test), len(trainer.unlabelled))
-        total += seconds
         console.print(f"Stage {stage}: {1000 * step:.3g} ms a step, about {duration(seconds)}.", highlight=False)
     steps = sum(epoch.steps for epoch in trainer.schedule)
+    total = speed.total(trainer)
     console.print(f"{len(trainer.schedule)} epochs, {steps} steps, about {duration(total)} in all.", highlight=False)
-
-
-class Speed(NamedTuple):
-    """What was measured, in seconds.
-
-    Attributes:
-        steps: of a training step, by stage.
-        image: of an image evaluated, by all ranks together.
-    """
-
-    steps: dict[int, float]
-    image: float
-
-    def seconds(self, epochs: list[Epoch], test: int, unlabelled: int) -> float:
-        """What ``epochs`` take: their steps, the ``test`` images after each, the ``unlabelled`` ones at each prediction."""
-        images = len(epochs) * test + sum(epoch.predicts for epoch in epochs) * unlabelled
-        return sum(epoch.steps * self.steps[epoch.stage] for epoch in epochs) + images * self.image
-
-
-def measure_speed(trainer: Trainer) -> Speed:
-    """Measure a few steps of each stage, which change ``trainer``, and some images evaluated."""
-    first = [next(epoch for epoch in trainer.schedule if epoch.stage == stage) for stage in trainer.config.stages]
-    with cpu_threads(trainer.threads):
-        image = _seconds_per_image(trainer) / trainer.ranks.count
-        return Speed({epoch.stage: _seconds_per_step(trainer, epoch) for epoch in first}, image)
-
-
-def _seconds_per_step(trainer: Trainer, epoch: Epoch) -> float:
-    """The median of a few steps after the first."""
-    trainer.go_to(trainer.schedule.index(epoch))
-    trainer.callback = clock = _Clock()
-    trainer.train(trainer.batches()[: MEASURED_STEPS + 1])
-    steps = sorted(later - before for before, later in pairwise(clock.times))
-    return steps[(len(steps) - 1) // 2]
-
-
-class _Clock(Callback):
-    def __init__(self) -> None:
-        self.times = [time.perf_counter()]
-
-    def between_steps(self, trainer: Trainer) -> None:
-        _synchronize(trainer)
-        self.times.append(time.perf_counter())
-
-
-def _seconds_per_image(trainer: Trainer) -> float:
-    images = trainer.data.test if len(trainer.data.test) else trainer.data.train
-    samples = torch.arange(min(EVALUATION_BATCH, len(images)))
-    seconds = []
-    for _ in range(2):  # the first time memory is allocated
-        began = time.perf_counter()
-        for _ in trainer.evaluator.logits(images, samples):
-            _synchronize(trainer)
-        seconds.append(time.perf_counter() - began)
-    return seconds[-1] / len(samples)
-
-
-def _synchronize(trainer: Trainer) -> None:
-    if trainer.ranks.device.type == "cuda":
-        torch.cuda.synchronize()
+    if total > LONG and trainer.config.dataset == "folder" and trainer.ranks.device.type == "cpu":
+        print_sooner(trainer, speed, console)
 
 
 def _runs(schedule: list[Epoch]) -> list[tuple[int, Epoch]]:
@@ -234,11 +154,3 @@ def _flag(name: str) -> str:
 
 def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it, rounded."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

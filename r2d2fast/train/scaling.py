@@ -7,7 +7,7 @@ from typing import Any
 from r2d2fast.tables import counted
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError
-from r2d2fast.train.recipes import flags, override
+from r2d2fast.train.recipes import flags, override, recipe_for, recipe_of
 
 SCHEDULE = (
     "stage1.epochs", "stage1.cosine_epochs", "stage2.epochs", "stage2.repredict_epochs", "stage2.lrs", "stage3.epochs",
@@ -54,6 +54,17 @@ def hanging(recipe: Config, config: Config) -> dict[str, Any]:
         "stage1.cosine_epochs": max(cosine, config.stage1.epochs),
         "stage2.repredict_epochs": tuple(rates),
         "stage2.lrs": (two.lrs[0], *rates.values()),
+    }
+
+
+def chosen(config: Config) -> dict[str, Any]:
+    """The flags by which a command line makes ``config`` of its recipe, and their values."""
+    usual, recipe = flags(recipe_for(config.dataset, config.data_dir).config), recipe_of(config).config
+    derived = scaled_epochs(recipe, config.schedule_scale) | hanging(recipe, config)
+    return {
+        name: value
+        for name, value in flags(config).items()
+        if value not in (usual[name], derived.get(name, usual[name])) and name not in ("dry_run", "split")
     }
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 import time
 from dataclasses import replace
 
@@ -10,11 +11,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from r2d2fast.train import cli, dry_run
+from r2d2fast.train import cli, dry_run, measure
 from r2d2fast.train.dry_run import print_plan
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.recipes import RECIPES
+from tests.data.small_photographs import write_tree
 from tests.train.small_data import CONFIG, make_trainer
 
 DIGITS = RECIPES["digits"].config
@@ -41,8 +43,9 @@ def plan(config=PLANNED, width=200):
 @pytest.fixture
 def quick(monkeypatch):
     """Half a second for a step, 10 ms for an image evaluated, and none to measure it."""
-    monkeypatch.setattr(dry_run, "_seconds_per_step", lambda trainer, epoch: 0.5)
-    monkeypatch.setattr(dry_run, "_seconds_per_image", lambda trainer: 0.01)
+    monkeypatch.setattr(measure, "_seconds_per_step", lambda trainer, epoch: 0.5)
+    monkeypatch.setattr(measure, "_seconds_per_image", lambda trainer, count: 0.01)
+    monkeypatch.setattr(measure, "_seconds_per_sample", lambda trainer: 0.0)
 
 
 @pytest.mark.usefixtures("quick")
@@ -202,16 +205,50 @@ def test_a_step_is_the_median_of_a_few_and_an_image_its_part_of_a_batch_both_aft
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "step", slow(step))
-        assert 0.04 < dry_run._seconds_per_step(trainer, trainer.schedule[2]) < 0.25
+        assert 0.04 < measure._seconds_per_step(trainer, trainer.schedule[2]) < 0.25
     assert next(naps, None) is None
     naps = iter([0.5, 0.04])
     monkeypatch.setattr(trainer.model, "forward", slow(forward))
-    assert 0.04 < 40 * dry_run._seconds_per_image(trainer) < 0.4
+    assert 0.04 < 40 * measure._seconds_per_image(trainer, 512) < 0.4
+
+
+def test_where_steps_are_slow_on_a_cpu_one_of_few_samples_is_measured(monkeypatch):
+    trainer = make_trainer()
+    monkeypatch.setattr(measure, "_seconds_per_step", lambda *_: pytest.fail("a whole step"))
+    monkeypatch.setattr(
+        trainer.model, "forward", lambda images, own=trainer.model.forward: (time.sleep(0.2), own(images))[1]
+    )
+    speed = measure.measure_speed(trainer)
+    # 0.2 s for four samples, in batches of 4, 29 and 40.
+    assert speed.steps == pytest.approx({1: 0.2, 2: 29 * 0.05, 3: 2.0}, rel=0.4)
+    assert speed.image == pytest.approx(0.05, rel=0.4)
+
+
+def test_photographs_that_take_a_cpu_long_have_commands_that_take_less(tmp_path, monkeypatch):
+    """0.05 s for an image, 100 s for a step of one by ResNet-18, and 10 s by the small network."""
+    photographs = write_tree(tmp_path / "my photographs", 6, 2)
+    monkeypatch.setattr(measure, "_seconds_per_image", lambda trainer, count: 0.05)
+    slow = {"resnet18": 100.0, "small": 10.0}
+    monkeypatch.setattr(measure, "_seconds_per_sample", lambda trainer: slow[trainer.config.backbone])
+    flags = ["--dataset=folder", f"--data-dir={photographs}", "--device=cpu", "--stages=1", "--on-bad-image=skip"]
+    lines = plan(cli.parse(flags))
+    commands = [shlex.split(line) for line in lines if line.startswith("python -m")]
+    embed, embeddings, small = (cli_and_words[3:] for cli_and_words in commands)
+    dest, skip = f"{photographs}-embeddings", ["--on-bad-image", "skip"]
+    assert embed == [str(photographs), dest, "--backbone", "torchvision:resnet18", *skip]
+    assert "about 0 s, and a classifier" in " ".join(lines)
+    assert embeddings == ["--dataset", "embeddings", "--data-dir", dest]
+    # 100 epochs of one step of six images: 6000 s, of which half fit in an hour.
+    config = cli.parse(small)
+    assert (config.backbone, config.image_size, config.stages, config.on_bad_image) == ("small", 64, (1,), "skip")
+    assert (config.stage1.epochs, config.stage1.cosine_epochs) == (50, 50)
+    assert "A small network on images of 64 pixels, about 50 min:" in lines
+    assert not [line for line in plan(cli.parse([*flags, "--stage1.epochs=2"])) if line.startswith("python -m")]
 
 
 def test_durations():
     seconds = (0.4, 119.4, 120.0, 7140.0, 7200.0, 9000.0)
-    assert [dry_run.duration(one) for one in seconds] == ["0 s", "119 s", "2 min", "119 min", "2 h 0 min", "2 h 30 min"]
+    assert [measure.duration(one) for one in seconds] == ["0 s", "119 s", "2 min", "119 min", "2 h 0 min", "2 h 30 min"]
 
 
 # --- nothing is left behind -----------------------------------------------------------------------------------------
