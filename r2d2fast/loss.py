@@ -19,6 +19,119 @@ from r2d2fast.errors import BankError
 from r2d2fast.options import StepOptions, warn_of_small_alpha
 
 
+def _step(
+    backend: ModuleType,
+    logits: Tensor,
+    index: Tensor,
+    bank: PseudoLabelBank,
+    options: StepOptions,
+    statistics: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient, in eager mode."""
+    options.check(bank.device)
+    result = backend.step(apart(logits, bank), index, bank, options, statistics)
+    if options.update:
+        if not (bank.sharded or bank.warned_of_ranks):
+            _warn_of_ranks(bank)
+        # In-place writes that autograd cannot see by itself.
+        torch.autograd.graph.increment_version(bank.pseudo_logits)
+    return result
+
+
+def _warn_of_ranks(bank: PseudoLabelBank) -> None:
+    """Once for each bank, when it is first updated: of several processes, each of which would move its own copy."""
+    bank.warned_of_ranks = True
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        warnings.warn(
+            f"{dist.get_world_size()} processes train, and this bank has all rows on each: every process moves its own copy by "
+            "its own batches, and they diverge. Share the samples out with r2d2fast.ShardedBatchSampler and "
+            "ShardedPseudoLabelBank; or, if each process has a bank of samples that are its alone, set bank.sharded = True",
+            stacklevel=4,
+        )
+
+
+class _D2Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, backend, logits, index, bank, options, statistics):  # type: ignore[no-untyped-def]
+        loss, grad = _step(backend, logits, index, bank, options, statistics)
+        in_tensor = isinstance(options.grad_scale, Tensor)
+        ctx.save_for_backward(grad, options.grad_scale if in_tensor else None)
+        ctx.grad_scale = None if in_tensor else options.grad_scale
+        ctx.scale_gradient = backend.scale_gradient
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("FusedD2Loss has no second derivative; use r2d2fast.reference.d2_loss for one")
+        grad, scale = ctx.saved_tensors
+        if grad_output.dim():  # the losses of the rows
+            factor = grad_output / (ctx.grad_scale if scale is None else scale)
+            return None, (grad * factor[:, None]).to(grad.dtype), None, None, None, None
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        grad = ctx.scale_gradient(grad, grad_output, ctx.grad_scale if scale is None else scale, keep)
+        return None, grad, None, None, None, None
+
+
+def _loss(
+    logits: Tensor,
+    index: Tensor,
+    bank: PseudoLabelBank,
+    options: StepOptions,
+    statistics: Tensor | None,
+    backend: str,
+    sample_weight: Tensor | None,
+) -> Tensor:
+    """The loss, with its derivative."""
+    check_batch(logits, index, bank)
+    if sample_weight is not None:
+        return _weighted(logits, index, bank, options, statistics, backend, sample_weight)
+    if bank.sharded:
+        index = bank.localize(index)
+    if torch.compiler.is_compiling():
+        loss, grad = compiled.step(logits, index, bank, options, statistics, backend)
+        return compiled.attach(logits, loss, grad, options.grad_scale)
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "the D2 loss writes to its bank and cannot run inside torch.func transforms (grad, vmap, jvp); "
+            "call loss.backward(), or r2d2fast.d2_step for the gradient in closed form"
+        )
+    return _D2Loss.apply(choose(backend, logits, bank.pseudo_logits), logits, index, bank, options, statistics)
+
+
+def _weighted(
+    logits: Tensor,
+    index: Tensor,
+    bank: PseudoLabelBank,
+    options: StepOptions,
+    statistics: Tensor | None,
+    backend: str,
+    sample_weight: Tensor,
+) -> Tensor:
+    """The rows' losses times their weights, reduced."""
+    if not isinstance(sample_weight, Tensor) or not sample_weight.is_floating_point():
+        kind = sample_weight.dtype if isinstance(sample_weight, Tensor) else type(sample_weight).__name__
+        raise TypeError(f"sample_weight is {kind}; pass a floating-point tensor, one weight a row of logits")
+    if sample_weight.shape != index.shape or sample_weight.device != logits.device:
+        raise ValueError(
+            f"sample_weight is {list(sample_weight.shape)} on {sample_weight.device}; "
+            f"pass {list(index.shape)} on {logits.device}, one weight a row of logits"
+        )
+    if not torch.compiler.is_compiling():
+        options.check(bank.device)  # as they were given: below they are others
+    divisor, update_divisor = options.normalizer, options.update_normalizer
+    if update_divisor is None and divisor is not None:
+        update_divisor = divisor * options.batches
+    unreduced = options._replace(reduction="none", normalizer=None, update_normalizer=update_divisor)
+    losses = _loss(logits, index, bank, unreduced, statistics, backend, None) * sample_weight
+    if options.reduction == "none":
+        return losses
+    loss = losses.sum(dtype=torch.float64)
+    if options.reduction == "mean":
+        loss = loss / (max(len(index), 1) if divisor is None else divisor)
+    return loss.to(losses.dtype)
+
+
 def d2_step(
     logits: Tensor,
     index: Tensor,
@@ -81,37 +194,6 @@ def d2_step(
     return result
 
 
-def _step(
-    backend: ModuleType,
-    logits: Tensor,
-    index: Tensor,
-    bank: PseudoLabelBank,
-    options: StepOptions,
-    statistics: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient, in eager mode."""
-    options.check(bank.device)
-    result = backend.step(apart(logits, bank), index, bank, options, statistics)
-    if options.update:
-        if not (bank.sharded or bank.warned_of_ranks):
-            _warn_of_ranks(bank)
-        # In-place writes that autograd cannot see by itself.
-        torch.autograd.graph.increment_version(bank.pseudo_logits)
-    return result
-
-
-def _warn_of_ranks(bank: PseudoLabelBank) -> None:
-    """Once for each bank, when it is first updated: of several processes, each of which would move its own copy."""
-    bank.warned_of_ranks = True
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        warnings.warn(
-            f"{dist.get_world_size()} processes train, and this bank has all rows on each: every process moves its own copy by "
-            "its own batches, and they diverge. Share the samples out with r2d2fast.ShardedBatchSampler and "
-            "ShardedPseudoLabelBank; or, if each process has a bank of samples that are its alone, set bank.sharded = True",
-            stacklevel=4,
-        )
-
-
 def d2_loss(
     logits: Tensor,
     index: Tensor,
@@ -147,65 +229,6 @@ def d2_loss(
     if not torch.compiler.is_compiling():
         warn_of_small_alpha(alpha, beta, stacklevel=2)
     return loss
-
-
-def _loss(
-    logits: Tensor,
-    index: Tensor,
-    bank: PseudoLabelBank,
-    options: StepOptions,
-    statistics: Tensor | None,
-    backend: str,
-    sample_weight: Tensor | None,
-) -> Tensor:
-    """The loss, with its derivative."""
-    check_batch(logits, index, bank)
-    if sample_weight is not None:
-        return _weighted(logits, index, bank, options, statistics, backend, sample_weight)
-    if bank.sharded:
-        index = bank.localize(index)
-    if torch.compiler.is_compiling():
-        loss, grad = compiled.step(logits, index, bank, options, statistics, backend)
-        return compiled.attach(logits, loss, grad, options.grad_scale)
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            "the D2 loss writes to its bank and cannot run inside torch.func transforms (grad, vmap, jvp); "
-            "call loss.backward(), or r2d2fast.d2_step for the gradient in closed form"
-        )
-    return _D2Loss.apply(choose(backend, logits, bank.pseudo_logits), logits, index, bank, options, statistics)
-
-
-def _weighted(
-    logits: Tensor,
-    index: Tensor,
-    bank: PseudoLabelBank,
-    options: StepOptions,
-    statistics: Tensor | None,
-    backend: str,
-    sample_weight: Tensor,
-) -> Tensor:
-    """The rows' losses times their weights, reduced."""
-    if not isinstance(sample_weight, Tensor) or not sample_weight.is_floating_point():
-        kind = sample_weight.dtype if isinstance(sample_weight, Tensor) else type(sample_weight).__name__
-        raise TypeError(f"sample_weight is {kind}; pass a floating-point tensor, one weight a row of logits")
-    if sample_weight.shape != index.shape or sample_weight.device != logits.device:
-        raise ValueError(
-            f"sample_weight is {list(sample_weight.shape)} on {sample_weight.device}; "
-            f"pass {list(index.shape)} on {logits.device}, one weight a row of logits"
-        )
-    if not torch.compiler.is_compiling():
-        options.check(bank.device)  # as they were given: below they are others
-    divisor, update_divisor = options.normalizer, options.update_normalizer
-    if update_divisor is None and divisor is not None:
-        update_divisor = divisor * options.batches
-    unreduced = options._replace(reduction="none", normalizer=None, update_normalizer=update_divisor)
-    losses = _loss(logits, index, bank, unreduced, statistics, backend, None) * sample_weight
-    if options.reduction == "none":
-        return losses
-    loss = losses.sum(dtype=torch.float64)
-    if options.reduction == "mean":
-        loss = loss / (max(len(index), 1) if divisor is None else divisor)
-    return loss.to(losses.dtype)
 
 
 class FusedD2Loss(torch.nn.Module):
@@ -399,26 +422,3 @@ class FusedD2Loss(torch.nn.Module):
         statistics.zero_()
         rows = max(sums["rows"], 1.0)
         return {name: value if name in ("rows", "skipped") else value / rows for name, value in sums.items()}
-
-
-class _D2Loss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, backend, logits, index, bank, options, statistics):  # type: ignore[no-untyped-def]
-        loss, grad = _step(backend, logits, index, bank, options, statistics)
-        in_tensor = isinstance(options.grad_scale, Tensor)
-        ctx.save_for_backward(grad, options.grad_scale if in_tensor else None)
-        ctx.grad_scale = None if in_tensor else options.grad_scale
-        ctx.scale_gradient = backend.scale_gradient
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
-        if torch.is_grad_enabled():  # create_graph=True
-            raise RuntimeError("FusedD2Loss has no second derivative; use r2d2fast.reference.d2_loss for one")
-        grad, scale = ctx.saved_tensors
-        if grad_output.dim():  # the losses of the rows
-            factor = grad_output / (ctx.grad_scale if scale is None else scale)
-            return None, (grad * factor[:, None]).to(grad.dtype), None, None, None, None
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        grad = ctx.scale_gradient(grad, grad_output, ctx.grad_scale if scale is None else scale, keep)
-        return None, grad, None, None, None, None
