@@ -121,7 +121,7 @@ def _series(group: Group, stage: int, curves: Sequence[Curve]) -> list[Series]:
     for style, curve in enumerate(curves):
         lines = {id(run): _points(run, stage, curve) for run in group.runs}
         # Only finished runs: others would make the mean jump where they end.
-        counted = [lines[id(run)] for run in (group.finished or group.runs) if lines[id(run)]]
+        counted = [lines[id(run)] for run in (group.counted or group.runs) if lines[id(run)]]
         mean = [(column[0][0], sum(y for _, y in column) / len(column)) for column in zip(*counted, strict=False)]
         if mean:
             runs = [line for line in lines.values() if line] if len(group.runs) > 1 else []

@@ -53,9 +53,17 @@ class Group:
         return [run for run in self.runs if run.results is not None]
 
     @property
+    def counted(self) -> list[Run]:
+        """The finished runs, of those with one seed and split the first, as the others say nothing new."""
+        first: dict[tuple[Any, Any], Run] = {}
+        for run in self.finished:
+            first.setdefault((run.config["seed"], run.config["split_file"] or run.config["split"]), run)
+        return list(first.values())
+
+    @property
     def results(self) -> dict[str, list[float]]:
-        """A column of figures for each name in COLUMNS that all finished runs have, a figure for each of them."""
-        runs = [results_of(run) for run in self.finished]
+        """A column of figures for each name in COLUMNS that all runs that count have, a figure for each of them."""
+        runs = [results_of(run) for run in self.counted]
         names = [name for name in COLUMNS if runs and all(name in run for run in runs)]
         return {name: [run[name] for run in runs] for name in names}
 

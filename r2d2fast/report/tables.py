@@ -10,9 +10,10 @@ from r2d2fast.train.method_recipes import of_method
 from r2d2fast.train.methods import METHODS
 from r2d2fast.train.recipes import RECIPES, flags
 
+AGAIN = ", not counted: another run has its seed and split"
 _EXPLANATION = (
     "Test error in percent at the end of each stage, of its last epoch and never of the best: mean ± sample standard deviation "
-    "over the finished runs, which differ in seed and split."
+    "over the finished runs, which differ in seed and split; of several with one seed and split the first counts."
 )
 
 
@@ -41,6 +42,8 @@ def results_table(groups: list[Group]) -> Table:
     for group in groups:
         cells = [mean_std(group.results.get(name, []), digits=0 if name in WHOLE_NUMBERS else 2) for name in names]
         counts = f"{len(group.finished)} of {len(group.runs)}"
+        if len(group.counted) < len(group.finished):
+            counts += f", {len(group.counted)} counted"
         images = sorted(
             {run.results["test_images"] for run in group.finished if run.results and "test_images" in run.results}
         )
@@ -59,6 +62,7 @@ def runs_table(group: Group) -> Table:
     names = [name for name in COLUMNS if name in group.results]
     rows = []
     for run in group.runs:
+        again = run.results is not None and run not in group.counted
         if run.results is None:
             error = run.rows[-1]["test_error"] if run.rows else None
             last = "" if error is None else f", now at {error:.2f} %"
@@ -67,7 +71,7 @@ def runs_table(group: Group) -> Table:
             last, values = "", results_of(run)
             cells = [f"{values[name]:.{0 if name in WHOLE_NUMBERS else 2}f}" for name in names]
         numbers = [str(run.config["seed"]), str(run.config["split_file"] or run.config["split"])]
-        rows.append([str(run.directory), *numbers, f"{run.state}{last}", *cells])
+        rows.append([str(run.directory), *numbers, f"{run.state}{last}{AGAIN * again}", *cells])
     return Table("The runs, errors in percent", ["run", "seed", "split", "state", *names], rows)
 
 

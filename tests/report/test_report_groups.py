@@ -4,6 +4,7 @@ from made_runs import make_run, rows
 
 from r2d2fast.report.groups import make_groups, value_text
 from r2d2fast.report.runs import read_run
+from r2d2fast.report.tables import results_table, runs_table
 
 
 @pytest.fixture
@@ -82,6 +83,19 @@ def test_other_methods_differ_in_their_names_and_those_of_one_method_in_their_se
 def test_there_are_letters_for_any_number_of_groups(run):
     groups = make_groups([run({"alpha": float(number)}) for number in range(28)])
     assert [group.letter for group in groups][-3:] == ["Z", "AA", "AB"]
+
+
+def test_of_runs_with_one_seed_and_split_one_counts_and_the_others_are_told(run):
+    runs = [run(), run(), run({"seed": 1}), run({"split_file": "a.txt"}), run({"split_file": "a.txt", "split": 7})]
+    (group,) = make_groups(runs)
+    assert group.counted == [runs[0], runs[2], runs[3]]
+    assert len(group.results["stage 1"]) == 3
+    assert results_table([group]).rows[0][-1] == "5 of 5, 3 counted"
+    states = [row[3] for row in runs_table(group).rows]
+    assert ["not counted: another run has its seed and split" in state for state in states] == [
+        run not in group.counted for run in runs
+    ]
+    assert results_table(make_groups(runs[1:3])).rows[0][-1] == "2 of 2"
 
 
 def test_results_are_those_of_the_last_epochs_of_finished_runs(run):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from unittest import mock
@@ -78,6 +79,40 @@ def test_help_needs_no_pytorch_and_an_interrupt_while_it_is_imported_prints_no_t
     command = [sys.executable, "-c", INTERRUPTED_AT_TORCH, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (status, error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried …\nframe 1"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has"),
+    ],
+)
+def test_where_no_memory_is_left_the_message_says_what_to_lower(error, capsys):
+    def act():
+        raise error
+
+    assert cli.exit_status("prog", act) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("prog: out of memory (")
+    for way_out in ("--stage1.batch", "--image-size", "--bank-dtype bfloat16", "--bank-storage"):
+        assert way_out in line
+
+
+def test_an_error_of_the_program_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.exit_status("prog", lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
+
+
+def test_who_stops_reading_gets_no_traceback():
+    command = [sys.executable, "-m", "r2d2fast.train", "--help-all"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 128 + signal.SIGPIPE
 
 
 def test_an_unknown_data_set_is_named_with_the_accepted_ones_and_the_way_out(capsys):
