@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from r2d2fast.data import PhotographImages
 from r2d2fast.machine import describe_run, versions
 from r2d2fast.models import export_onnx, export_safetensors
 from r2d2fast.tables import counted, say
@@ -66,7 +67,12 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
         if config.resume:
             _resume(trainer, directory, console)
         if ranks.device.type == "cpu":
-            console.print(_threads(trainer), highlight=False)
+            say(console, _threads(trainer))
+            if isinstance(data.train, PhotographImages):
+                say(
+                    console,
+                    "Photographs take a CPU long: with --dry-run this command says how long, and what takes less.",
+                )
         _train(trainer, directory, console)
         with cpu_threads(trainer.threads):  # whose number is in the description
             write_labels(trainer, directory, console)

@@ -39,7 +39,9 @@ def print_sooner(trainer: Trainer, speed: Speed, console: Console) -> None:
     unit = 10.0 ** math.floor(math.log10(scale))
     scale = float(f"{math.floor(scale / unit) * unit:.1g}")
     say(console, f"A small network on images of {SMALL['image_size']} pixels, about {duration(seconds * scale)}:")
-    scaled = {} if scale == 1 else {"schedule_scale": scale * config.schedule_scale}
+    scaled: dict[str, object] = {} if scale == 1 else {"schedule_scale": scale * config.schedule_scale}
+    # A folder of its own: in the usual one the run may have begun that takes too long.
+    scaled |= {"run_dir": f"runs/{config.data_dir.name}-small"} if config.run_dir is None else {}
     _print_command(console, "train", ["--dataset", "folder"], chosen(small) | scaled)
 
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,6 +243,7 @@ def test_photographs_that_take_a_cpu_long_have_commands_that_take_less(tmp_path,
     config = cli.parse(small)
     assert (config.backbone, config.image_size, config.stages, config.on_bad_image) == ("small", 64, (1,), "skip")
     assert (config.stage1.epochs, config.stage1.cosine_epochs) == (50, 50)
+    assert config.run_dir == Path("runs/my photographs-small")
     assert "A small network on images of 64 pixels, about 50 min:" in lines
     assert not [line for line in plan(cli.parse([*flags, "--stage1.epochs=2"])) if line.startswith("python -m")]
 

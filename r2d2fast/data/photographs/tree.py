@@ -123,7 +123,7 @@ def read_tree(root: Path, test_fraction: float = TEST_FRACTION) -> Tree:
     if not 0 <= test_fraction < 1:
         raise DataError(f"--test-fraction is {test_fraction}; accepted: at least 0, for no test images, and below 1")
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; {LAYOUTS}")
+        raise DataError(f"{root}: no such folder; name that of the images, in training by --data-dir; {LAYOUTS}")
     ignored: Counter[str] = Counter()
     warnings: list[str] = []
     test_directory = next((root / name for name in TESTS if (root / name).is_dir()), None)
@@ -187,7 +187,8 @@ def _classes_by_name(directory: Path, ignored: Counter[str], warnings: list[str]
             ignored[kind] += 1
     names.sort()
     if not names:
-        raise DataError(f"{directory} has no images; {LAYOUTS}")
+        others = ", ".join(f"{count} {kind}" for kind, count in ignored.items())
+        raise DataError(f"{directory} has no images{others and f', but {others}'}; {LAYOUTS}")
     if (directory / LABEL_FILE).is_file():
         labelled = read_labels(directory / LABEL_FILE, names)
         return {name: labelled.get(name) for name in names}

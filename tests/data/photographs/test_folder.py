@@ -162,8 +162,15 @@ def test_folders_that_are_not_looked_at_and_names_that_are_nearly_one_are_told(t
 
 
 BROKEN = {
-    "no such folder": (lambda root: None, r"no such folder; accepted:"),
+    "no such folder": (
+        lambda root: None,
+        r"no such folder; name that of the images, in training by --data-dir; accepted:",
+    ),
     "empty": (lambda root: root.mkdir(), r"has no images; accepted:\n.*CLASS.*labels\.txt"),
+    "no image that is read": (
+        lambda root: [(root / "a").mkdir(parents=True), (root / "a/1.heic").touch()],
+        r"has no images, but 1 \.heic; accepted:",
+    ),
     "no test part": (
         lambda root: write_class_folders(root / "train", 4),
         r"neither val nor test/; add one of them, or --test-fraction 0",
