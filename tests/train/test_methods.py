@@ -124,6 +124,13 @@ def test_a_step_trains_on_as_many_images_as_are_counted_and_the_second_view_is_a
     assert len(trainer.method.forward(views)) * epoch.steps == seen
 
 
+def test_fixmatch_alone_has_a_strong_view():
+    weak = Augmentation(translate=1, flip=True)
+    strong = replace(weak, randaugment=True, cutout=3)
+    kinds = {name: make_trainer(config_of(name, cutout=3)).method.second_augmentation(weak) for name in MIXED}
+    assert kinds == dict.fromkeys(MIXED, weak) | {"fixmatch": strong}
+
+
 @pytest.mark.parametrize("method", ["pseudo-label", "vat"])
 def test_running_statistics_are_of_labelled_samples(method):
     trainer = make_trainer(config_of(method))

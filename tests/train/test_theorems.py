@@ -81,6 +81,24 @@ def test_a_point_where_the_gradient_vanishes_fulfils_both_theorems():
     assert read["theorem2_share"] == 1
 
 
+def test_where_logits_follow_faster_than_pseudo_labels_both_theorems_come_true():
+    """The logits themselves are trained, by a learning rate that falls to 0, and the pseudo-labels with them."""
+    metrics, index = make([-1] * 50), torch.arange(50)
+    logits = metrics.bank.pseudo_logits.clone()
+    metrics.measure(logits, index)
+    predicted = metrics.read(Ranks())
+    for step in range(1000):
+        _, grad = d2_step(logits, index, metrics.bank, label_lr=0.1, normalizer=1.0)
+        logits -= 10 * (1 - step / 1000) * grad
+    metrics.measure(logits, index)
+    converged = metrics.read(Ranks())
+    assert converged["theorem1_gap"] < predicted["theorem1_gap"] / 5
+    assert converged["theorem2_share"] == 1
+    probs, pseudo_probs = logits.softmax(1), metrics.bank.probs(index)
+    n = probs.argmax(1, keepdim=True)
+    assert (pseudo_probs.gather(1, n) < probs.gather(1, n)).all()
+
+
 @pytest.mark.parametrize("pieces", [1, 2, 100])
 def test_drift_is_the_mean_change_of_a_rows_sum_since_the_prediction(monkeypatch, pieces):
     monkeypatch.setattr(theorems, "_ELEMENTS", 4 * N // pieces)
