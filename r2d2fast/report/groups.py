@@ -103,7 +103,7 @@ def value_text(value: Any) -> str:
 
 def _settings(run: Run) -> dict[str, Any]:
     left_out = [f"stage{stage}." for stage in (1, 2, 3) if stage not in run.config["stages"]]
-    if run.config.get("method", "r2d2") == "r2d2":
+    if run.config.get("method", "r2d2") in ("r2d2", "supervised"):
         left_out.append("unlabelled.")
     settings = {k: v for k, v in run.config.items() if k not in REPETITION and not k.startswith(tuple(left_out))}
     settings["num_labels"] = run.labelled
