@@ -6,17 +6,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from r2d2fast._backends import BackendStatus, backends
     from r2d2fast.bank import PseudoLabelBank
+    from r2d2fast.data.in_memory import dataset_from_arrays, dataset_from_torch
     from r2d2fast.data.sharded import ShardedBatchSampler, ShardedPseudoLabelBank
     from r2d2fast.errors import BackendError, BankError
     from r2d2fast.estimator import R2D2Classifier
+    from r2d2fast.in_python import FinishedRun, train_run
     from r2d2fast.indexed import with_index
     from r2d2fast.loss import FusedD2Loss, d2_loss, d2_step
     from r2d2fast.predict import load_run
+    from r2d2fast.train.recipes import recipe_for
 
 __all__ = [
     "BackendError",
     "BackendStatus",
     "BankError",
+    "FinishedRun",
     "FusedD2Loss",
     "PseudoLabelBank",
     "R2D2Classifier",
@@ -25,7 +29,11 @@ __all__ = [
     "backends",
     "d2_loss",
     "d2_step",
+    "dataset_from_arrays",
+    "dataset_from_torch",
     "load_run",
+    "recipe_for",
+    "train_run",
     "with_index",
 ]
 __version__ = "0.1.0"
@@ -35,13 +43,16 @@ __version__ = "0.1.0"
 _MODULES = {
     "_backends": ("BackendStatus", "backends"),
     "bank": ("PseudoLabelBank",),
+    "data.in_memory": ("dataset_from_arrays", "dataset_from_torch"),
     "data.sharded": ("ShardedBatchSampler", "ShardedPseudoLabelBank"),
     "errors": ("BackendError", "BankError"),
     "estimator": ("R2D2Classifier",),
+    "in_python": ("FinishedRun", "train_run"),
     "indexed": ("with_index",),
     "loss": ("FusedD2Loss", "d2_loss", "d2_step"),
     "predict": ("load_run",),
     "reference": (),
+    "train.recipes": ("recipe_for",),
 }
 
 

@@ -4,6 +4,8 @@ from r2d2fast.data.dataset import Augmentation, Dataset, Images
 from r2d2fast.data.embeddings import Embeddings, load_embeddings
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.folder import load_folder, load_imagenet
+from r2d2fast.data.in_memory import dataset_from_arrays, dataset_from_torch
+from r2d2fast.data.named import load_named
 from r2d2fast.data.order import Batch, BatchSampler, consecutive_batches, mixed_steps, shuffled_steps
 from r2d2fast.data.photographs.images import PhotographImages
 from r2d2fast.data.photographs.options import PhotographOptions
@@ -34,11 +36,14 @@ __all__ = [
     "ShardedBatchSampler",
     "ShardedPseudoLabelBank",
     "consecutive_batches",
+    "dataset_from_arrays",
+    "dataset_from_torch",
     "derive_seed",
     "load_dataset",
     "load_embeddings",
     "load_folder",
     "load_imagenet",
+    "load_named",
     "mixed_steps",
     "read_split",
     "shuffled_steps",

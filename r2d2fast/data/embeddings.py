@@ -1,5 +1,6 @@
 """Embeddings: what a pretrained network makes of each sample, rows of numbers in memory, on the device, or in a mapped file."""
 
+import copy
 import json
 import math
 import mmap
@@ -67,11 +68,17 @@ class Embeddings:
         self._device = device
         self._mapping = mapping
         self._touched = 0
-        if device.type == "cuda" and rows.device != device and rows.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
-            rows, self._mapping = rows.to(device), None
-        self.preprocessing = Preprocessing("embeddings", self.shape)
         self._rows = rows.detach()
+        self._take_along()
+        self.preprocessing = Preprocessing("embeddings", self.shape)
         self.mean, self.std = self._examine(name)
+
+    def to(self, device: torch.device) -> "Embeddings":
+        """The same rows, with batches made on ``device``."""
+        moved = copy.copy(self)
+        moved._device = device
+        moved._take_along()
+        return moved
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -94,6 +101,12 @@ class Embeddings:
             if rows.device != self._device:
                 rows = rows.pin_memory().to(self._device, non_blocking=True)
             yield rows.float()
+
+    def _take_along(self) -> None:
+        """Keep the rows on the device, where they fit."""
+        rows, device = self._rows, self._device
+        if device.type == "cuda" and rows.device != device and rows.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+            self._rows, self._mapping = rows.to(device), None
 
     def _give_back(self, touched: int) -> None:
         self._touched += touched

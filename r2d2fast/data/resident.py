@@ -1,5 +1,6 @@
 """Small images held on the training device as bytes; their augmentation is a few tensor operations a batch."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,12 @@ class ResidentImages:
         self._rows = channels_last.to(device).view(samples * height, width * channels)
         self._mean = mean.to(device).repeat(width)
         self._scale = (1 / std).to(device).repeat(width)
+
+    def to(self, device: torch.device) -> "ResidentImages":
+        """The same images, kept on ``device``."""
+        moved = copy.copy(self)
+        moved._rows, moved._mean, moved._scale = (one.to(device) for one in (self._rows, self._mean, self._scale))
+        return moved
 
     def __len__(self) -> int:
         return self._samples

@@ -21,6 +21,7 @@ from r2d2fast.data import (
     consecutive_batches,
 )
 from r2d2fast.data.embeddings import read_embedding_file
+from r2d2fast.data.in_memory import as_image_file
 from r2d2fast.data.names import Names, Numbers
 from r2d2fast.data.photographs.decode import BadImageError, decode
 from r2d2fast.data.photographs.tree import Files, image_names
@@ -62,9 +63,7 @@ class ArrayFiles:
         return len(self.arrays)
 
     def read(self, sample: int) -> bytes:
-        pixels = self.arrays[sample]
-        height, width, channels = pixels.shape
-        return b"P%d %d %d 255\n" % (5 if channels == 1 else 6, width, height) + pixels.tobytes()
+        return as_image_file(self.arrays[sample])
 
 
 def files_of(inputs: Inputs) -> Files:

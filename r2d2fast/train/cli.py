@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -15,10 +16,11 @@ import tyro
 
 from r2d2fast.command import as_called
 from r2d2fast.help_texts import description, docstring, field_texts
+from r2d2fast.image_options import TEST_FRACTION
 from r2d2fast.interruption import quietly_interrupted
 from r2d2fast.train.config import SEEDS, Config, Integers
 from r2d2fast.train.errors import ConfigError, LostRankError, TrainingError
-from r2d2fast.train.recipes import RECIPES, flags, override, recipe_for
+from r2d2fast.train.recipes import RECIPES, flags, is_known, override, recipe_for
 from r2d2fast.train.scaling import SCHEDULE, scaled
 
 # PyTorch takes seconds to import. What needs it is imported when the command line has been read, so that --help is there at once.
@@ -96,9 +98,10 @@ def parse(arguments: list[str]) -> Config:
             f"--config {first.config}: a run that goes on, or is evaluated, has settings of its own; leave out --config, or "
             "--resume and --eval-only for a new run with these settings"
         )
-    if first.config is None and first.dataset not in RECIPES:
+    if first.config is None and not is_known(first.dataset):
         raise ConfigError(
-            f"--dataset {first.dataset}: unknown; accepted: {', '.join(RECIPES)}. {PROGRAM} --help lists the flags"
+            f"--dataset {first.dataset}: unknown; accepted: {', '.join(RECIPES)}, torchvision:NAME, hf:NAME. "
+            f"{PROGRAM} --help lists the flags"
         )
     defaults = first.recipe() if first.config is None else _settings_in(first.config)
     if not {"-h", "--help"}.isdisjoint(arguments):
@@ -143,6 +146,8 @@ class _First:
     method: str = "r2d2"
     backbone: str | None = None
     pretrained: Path | None = None
+    download: bool = False
+    test_fraction: float = TEST_FRACTION
     resume: bool = False
     eval_only: bool = False
 
@@ -160,6 +165,8 @@ class _First:
                 method=self.method,
                 backbone=self.backbone,
                 pretrained=self.pretrained,
+                download=self.download,
+                test_fraction=self.test_fraction,
             )
         except (ValueError, ImportError) as error:
             raise ConfigError(str(error)) from error
@@ -216,7 +223,8 @@ def run_directory(config: Config, number: int) -> Path:
     labels = f"{'-'.join(map(str, per_class))}-per-class" if per_class else str(config.num_labels)
     split = config.split_file.stem if config.split_file else f"labels{labels}-split{config.split}"
     method = "" if config.method == "r2d2" else f"-{config.method}"
-    usual = Path(f"runs/{config.dataset}{method}-{split}-seed{config.seed}")
+    dataset = re.sub(r"[^\w.-]+", "-", config.dataset)
+    usual = Path(f"runs/{dataset}{method}-{split}-seed{config.seed}")
     if config.config is None:
         return usual
     return next(path for path in chain([usual], (Path(f"{usual}-{again}") for again in count(2))) if not path.exists())

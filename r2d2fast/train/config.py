@@ -138,9 +138,9 @@ class Config:
     set and the method; --dry-run shows where each is from."""
 
     dataset: str = "digits"
-    """The data set, whose recipe gives the defaults below: digits (scikit-learn's 1797 images of 8x8 pixels, which are installed
-    with it), mnist, fashion-mnist, svhn, cifar10, cifar100, imagenet, folder (your own images and a file of labels),
-    or embeddings (numbers that a pretrained network gave your samples, train.npy, and train_labels.npy)."""
+    """The data set, whose recipe gives the defaults below: digits (scikit-learn's, installed with it), mnist, fashion-mnist,
+    svhn, cifar10, cifar100, imagenet, folder (your own images and a file of labels), embeddings (numbers that a pretrained
+    network gave your samples, train.npy, and train_labels.npy), or any other one: torchvision:NAME, hf:NAME."""
 
     method: str = "r2d2"
     """What the unlabelled samples are for: r2d2; supervised leaves them out; pseudo-label, pi-model, temporal-ensembling,

@@ -7,7 +7,7 @@ from torch import Tensor
 from r2d2fast.data import Dataset
 from r2d2fast.tables import counted, say
 from r2d2fast.train.config import Config
-from r2d2fast.train.recipes import recipe_of
+from r2d2fast.train.recipes import IN_PYTHON, recipe_of
 from r2d2fast.train.scaling import dropped
 
 # More classes than these are told by the fewest and the most labels that one has.
@@ -29,7 +29,7 @@ def print_data(config: Config, dataset: Dataset, labels: Tensor, console: Consol
         say(console, f"files that are ignored, for their endings: {kinds}" if kinds else "no file is ignored")
     for warning in dataset.warnings:
         say(console, f"warning: {warning}", "yellow")
-    no_room = dropped(recipe_of(config).config, config)
+    no_room = None if config.dataset == IN_PYTHON else dropped(recipe_of(config).config, config)
     if no_room is not None:
         say(console, no_room)
 

@@ -7,12 +7,16 @@ from torch import Tensor
 from r2d2fast.data import (
     DataError,
     Dataset,
+    Embeddings,
+    Images,
+    PhotographImages,
     PhotographOptions,
     ResidentImages,
     load_dataset,
     load_embeddings,
     load_folder,
     load_imagenet,
+    load_named,
     read_split,
     small_image_shape,
     split_labels,
@@ -22,6 +26,7 @@ from r2d2fast.train.checks import check_photographs, check_small_images
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.ranks import Ranks
+from r2d2fast.train.recipes import NAMED
 
 
 def load_data(config: Config, ranks: Ranks) -> tuple[Dataset, Tensor]:
@@ -31,7 +36,7 @@ def load_data(config: Config, ranks: Ranks) -> tuple[Dataset, Tensor]:
     """
     try:
         dataset = _load(config, ranks)
-        return dataset, _labels(config, dataset)
+        return dataset, labels_of(config, dataset)
     except DataError as error:
         raise ConfigError(str(error)) from error
 
@@ -43,13 +48,15 @@ def _load(config: Config, ranks: Ranks) -> Dataset:
             check_photographs(config)
         else:
             check_small_images(config, max(shape[1:]))
-        options = photograph_options(config)
+        options = _photograph_options(config)
         if config.dataset == "imagenet":
             return load_imagenet(config.data_dir, ranks.device, options)
         dataset = load_folder(config.data_dir, ranks.device, options, config.test_fraction)
         if isinstance(dataset.train, ResidentImages) and ranks.rank > 0:
             dataset.train.bad_images.clear()  # every rank has decoded all images, and they are counted over the ranks
         return dataset
+    if config.dataset.startswith(NAMED):
+        return placed(load_named(config.dataset, config.data_dir, config.download, config.test_fraction), config, ranks)
     if config.dataset == "embeddings":
         return load_embeddings(config.data_dir, ranks.device)
     if config.download and ranks.rank > 0:
@@ -60,14 +67,29 @@ def _load(config: Config, ranks: Ranks) -> Dataset:
     return dataset
 
 
-def photograph_options(config: Config) -> PhotographOptions:
+def placed(dataset: Dataset, config: Config, ranks: Ranks) -> Dataset:
+    """A data set of what a program has, with batches made for this rank's device, and of photographs as ``config`` says."""
+    if isinstance(dataset.train, PhotographImages):
+        check_photographs(config)
+    return replace(dataset, train=_placed(dataset.train, config, ranks), test=_placed(dataset.test, config, ranks))
+
+
+def _placed(images: Images, config: Config, ranks: Ranks) -> Images:
+    if isinstance(images, PhotographImages):
+        return PhotographImages(images.files, ranks.device, _photograph_options(config))
+    assert isinstance(images, ResidentImages | Embeddings)
+    return images.to(ranks.device)
+
+
+def _photograph_options(config: Config) -> PhotographOptions:
     """How photographs become batches: for pretrained weights as these were made with."""
     options = PhotographOptions(config.image_size, config.resize, config.workers, config.on_bad_image, config.decoder)
     own = None if config.pretrained is None else own_images(config.backbone)
     return options if own is None else replace(options, interpolation=own.interpolation, mean=own.mean, std=own.std)
 
 
-def _labels(config: Config, dataset: Dataset) -> Tensor:
+def labels_of(config: Config, dataset: Dataset) -> Tensor:
+    """The labels of the split of ``config``. Raises ConfigError for one that does not fit, DataError for a damaged file."""
     if config.split_file is not None:
         return read_split(config.split_file, dataset.train_names, dataset.class_names)
     per_class = config.num_labels_per_class

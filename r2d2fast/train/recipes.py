@@ -6,10 +6,15 @@ all but the digits and Fashion-MNIST a starting point that no run has confirmed 
 
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from r2d2fast.image_options import TEST_FRACTION
 from r2d2fast.train.config import Config, Stage1, Stage2, Stage3
 from r2d2fast.train.embeddings_recipe import STAGE2_LR, fit_to_samples
+
+if TYPE_CHECKING:
+    from r2d2fast.data import Dataset
+    from r2d2fast.data.embeddings import LabelCounts
 
 PAPER, REFERENCE, OURS, CHOSEN, NETWORK = (
     "paper",
@@ -249,8 +254,19 @@ SMALL_FOLDER = _recipe(
 )
 
 
+NAMED = ("torchvision:", "hf:")
+"""What the names of data sets begin with that have no recipe of their own but that of the kind of their images."""
+IN_PYTHON = "python"
+"""The name of a data set that a program has made."""
+
+
+def is_known(dataset: str) -> bool:
+    """Whether there is a recipe for a data set of this name."""
+    return dataset in RECIPES or (dataset.startswith(NAMED) and dataset not in NAMED)
+
+
 def recipe_for(
-    dataset: str,
+    dataset: "str | Dataset",
     data_dir: Path = Path("data"),
     *,
     num_labels: int | None = None,
@@ -259,11 +275,13 @@ def recipe_for(
     method: str = "r2d2",
     backbone: str | None = None,
     pretrained: Path | None = None,
+    download: bool = False,
+    test_fraction: float = TEST_FRACTION,
 ) -> Recipe:
     """The recipe of a data set, with what was chosen beside it and decides other values, too.
 
     Args:
-        dataset: a name of :data:`RECIPES`; KeyError for another one.
+        dataset: a name that ``--dataset`` takes; KeyError for another one. Or a data set that the program has made.
         data_dir: of its files: a ``folder`` has a recipe for the kind of its images, ``embeddings`` one for the number of samples
             and labels, if the files are there.
         num_labels: of all labels, 0 for all of them; None takes the recipe's number.
@@ -272,8 +290,16 @@ def recipe_for(
         method: as ``--method``; ConfigError for another one.
         backbone: as ``--backbone``.
         pretrained: as ``--pretrained``: photographs have the size that the weights were made with.
+        download, test_fraction: as the flags, of a data set of torchvision or Hugging Face, which has to be opened.
     """
-    recipe = SMALL_FOLDER if dataset == "folder" and _small_images(data_dir) else RECIPES[dataset]
+    counts = None
+    if not isinstance(dataset, str):
+        recipe, counts = _of_images(dataset, IN_PYTHON)
+    elif dataset.startswith(NAMED):
+        recipe = _of_named(dataset, data_dir, download, test_fraction)
+    else:
+        recipe = SMALL_FOLDER if dataset == "folder" and _small_images(data_dir) else RECIPES[dataset]
+        counts = _counted(data_dir) if dataset == "embeddings" else None
     if method != "r2d2":
         from r2d2fast.train.method_recipes import of_method
 
@@ -283,8 +309,8 @@ def recipe_for(
     choices |= {"backbone": backbone, "pretrained": pretrained}
     chosen = {name: value for name, value in choices.items() if value not in (None, usual[name])}
     recipe = Recipe(override(recipe.config, chosen), recipe.sources | dict.fromkeys(chosen, CHOSEN))
-    if dataset == "embeddings" and method == "r2d2":
-        recipe = _for_embeddings(recipe, data_dir)
+    if recipe.config.backbone in STAGE2_LR and method == "r2d2":
+        recipe = _for_embeddings(recipe, counts)
     if pretrained is not None and "image_size" in recipe.sources:
         recipe = _for_network(recipe)
     return _with_adamw(recipe) if optimizer == "adamw" != recipe.config.optimizer else recipe
@@ -301,6 +327,8 @@ def recipe_of(config: Config) -> Recipe:
         method=config.method,
         backbone=config.backbone,
         pretrained=config.pretrained,
+        download=config.download,
+        test_fraction=config.test_fraction,
     )
 
 
@@ -313,6 +341,35 @@ def _small_images(data_dir: Path) -> bool:
     return small_image_shape(data_dir) is not None
 
 
+def _of_named(name: str, data_dir: Path, download: bool, test_fraction: float) -> Recipe:
+    from r2d2fast.data import DataError, load_named
+
+    try:
+        return _of_images(load_named(name, data_dir, download, test_fraction), name)[0]
+    except DataError:  # told where the data are needed, and not by --help
+        return Recipe(replace(RECIPES["folder"].config, dataset=name), RECIPES["folder"].sources)
+
+
+def _of_images(dataset: "Dataset", name: str) -> "tuple[Recipe, LabelCounts | None]":
+    """The recipe of the kind of images, or embeddings, that a data set has; of embeddings their numbers, too."""
+    from r2d2fast.data import Embeddings, ResidentImages
+    from r2d2fast.data.embeddings import LabelCounts
+
+    recipe, counts = RECIPES["folder"], None
+    if isinstance(dataset.train, ResidentImages):
+        recipe = SMALL_FOLDER
+    elif isinstance(dataset.train, Embeddings):
+        labelled = int((dataset.train_labels >= 0).sum())
+        recipe, counts = RECIPES["embeddings"], LabelCounts(len(dataset.train), labelled, dataset.num_classes)
+    return Recipe(replace(recipe.config, dataset=name), recipe.sources), counts
+
+
+def _counted(data_dir: Path) -> "LabelCounts | None":
+    from r2d2fast.data.embeddings import count_labels
+
+    return count_labels(data_dir)
+
+
 def _for_network(recipe: Recipe) -> Recipe:
     from r2d2fast.models import own_images
 
@@ -323,14 +380,11 @@ def _for_network(recipe: Recipe) -> Recipe:
     return Recipe(override(recipe.config, sizes), recipe.sources | dict.fromkeys(sizes, NETWORK))
 
 
-def _for_embeddings(recipe: Recipe, data_dir: Path) -> Recipe:
+def _for_embeddings(recipe: Recipe, counts: "LabelCounts | None") -> Recipe:
     """With the learning rate of the backbone, and the numbers that follow those of samples and labels."""
-    from r2d2fast.data.embeddings import count_labels
-
     two = recipe.config.stage2
     lrs = (STAGE2_LR.get(recipe.config.backbone, two.lrs[0]),) * len(two.lrs)
     config = override(recipe.config, {"stage2.lrs": lrs})
-    counts = count_labels(data_dir)
     if counts is not None:
         per_class = config.num_labels_per_class
         labelled = (

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
-from r2d2fast.data import PhotographImages
+from r2d2fast.data import Dataset, PhotographImages
 from r2d2fast.machine import describe_run, versions
 from r2d2fast.models import export_onnx, export_safetensors
 from r2d2fast.tables import counted, say
@@ -43,21 +44,26 @@ from r2d2fast.train.threads import cpu_threads
 from r2d2fast.train.trainer import Trainer
 
 
-def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict[str, Any]:
+def run(
+    config: Config, directory: Path, console: Console, ranks: Ranks, data: tuple[Dataset, Tensor] | None = None
+) -> dict[str, Any]:
     """Train as ``config`` (with ``split`` resolved) says, or go on where ``directory`` left off.
+
+    ``data``: what it trains on, made for this rank's device, and int64 ``[M]``, −1 for an unlabelled sample; None takes what the
+    configuration names.
 
     Returns the results, as in ``results.json``. Raises TrainingError.
     """
     _check_packages(config)
     if config.resume:
         ranks.on_first(lambda: check_settings(directory, config))  # before data of another set are looked for
-    data, labels = load_data(config, ranks)
+    dataset, labels = load_data(config, ranks) if data is None else data
     with ExitStack() as locks:
         bank = bank_file(config)
         if bank is not None:
             locks.enter_context(locked(Path(f"{bank}.lock"), ranks, "--bank-storage"))
-        print_data(config, data, labels, console)
-        trainer = Trainer(config, data, labels, ranks)
+        print_data(config, dataset, labels, console)
+        trainer = Trainer(config, dataset, labels, ranks)
         finished = ranks.on_first(lambda: open_directory(directory, config))
         if finished is not None:
             say(console, f"{directory} holds a finished run; nothing to do.")
@@ -68,7 +74,7 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
             _resume(trainer, directory, console)
         if ranks.device.type == "cpu":
             say(console, _threads(trainer))
-            if isinstance(data.train, PhotographImages):
+            if isinstance(dataset.train, PhotographImages):
                 say(
                     console,
                     "Photographs take a CPU long: with --dry-run this command says how long, and what takes less.",
@@ -79,13 +85,13 @@ def run(config: Config, directory: Path, console: Console, ranks: Ranks) -> dict
             about = {"machine": describe_run(ranks.device, ranks.count), "versions": versions()}
         trained = {(row["stage"], row["epoch"]) for row in trainer.history}
         epochs = [epoch for epoch in trainer.schedule if (epoch.stage, epoch.epoch) in trained]
-        bad_images = {**data.train.bad_images, **data.test.bad_images}
+        bad_images = {**dataset.train.bad_images, **dataset.test.bad_images}
         bad = {name: why for of_rank in ranks.gather_objects(bad_images) for name, why in of_rank.items()}
         counts = {
             "num_labels": len(trainer.labelled),
             "images_seen": images_seen(config, epochs, len(trainer.labelled), len(trainer.unlabelled)),
-            "held_out": data.held_out,
-            "test_images": len(data.test_labels),
+            "held_out": dataset.held_out,
+            "test_images": len(dataset.test_labels),
             "bad_images": len(bad),
             "bad_images_named": dict(islice(sorted(bad.items()), NAMED)),
         }

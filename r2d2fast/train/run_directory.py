@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError, TrainingError
 from r2d2fast.train.files import write_atomically, writing
 from r2d2fast.train.ranks import Ranks
-from r2d2fast.train.recipes import RECIPES, flags, override
+from r2d2fast.train.recipes import RECIPES, flags, is_known, override
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -106,12 +107,12 @@ def read_settings(path: Path) -> Config:
     """The configuration in a run's ``config.json``. Raises ConfigError for a file that is none, or damaged."""
     held = _read_json(path)
     dataset = held.get("dataset")
-    if dataset not in RECIPES:
+    if not isinstance(dataset, str) or not is_known(dataset):
         raise ConfigError(
             f"{path}: dataset is {dataset!r}; accepted: {', '.join(RECIPES)}. Restore the file, or name another"
         )
     # What a newer version has no value for in an older one's run is the recipe's, and found to differ where that counts.
-    recipe = RECIPES[dataset].config
+    recipe = replace(RECIPES.get(dataset, RECIPES["folder"]).config, dataset=dataset)
     return override(
         recipe,
         {name: _as_type_of(value, held[name], name, path) for name, value in flags(recipe).items() if name in held},

@@ -118,7 +118,9 @@ def test_who_stops_reading_gets_no_traceback():
 def test_an_unknown_data_set_is_named_with_the_accepted_ones_and_the_way_out(capsys):
     assert cli.main(["--dataset", "mnits"]) == 2
     error = capsys.readouterr().err
-    accepted = "digits, mnist, fashion-mnist, svhn, cifar10, cifar100, imagenet, folder, embeddings"
+    accepted = (
+        "digits, mnist, fashion-mnist, svhn, cifar10, cifar100, imagenet, folder, embeddings, torchvision:NAME, hf:NAME"
+    )
     assert f"--dataset mnits: unknown; accepted: {accepted}." in error
     assert "--help" in error
 

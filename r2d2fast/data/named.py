@@ -1,0 +1,118 @@
+"""Data sets of torchvision and Hugging Face by their names: ``torchvision:EuroSAT``, ``hf:cifar10``."""
+
+import inspect
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch.utils.data import Subset
+
+from r2d2fast.data.dataset import Dataset
+from r2d2fast.data.errors import DataError
+from r2d2fast.data.in_memory import classes_of, dataset_from_torch
+from r2d2fast.data.split import proportional_counts, split_labels
+
+# How torchvision and Hugging Face call the parts, the first that is there.
+TRAINS, TESTS = ("train+unlabeled", "train", "trainval"), ("test", "val", "valid", "validation")
+
+
+@lru_cache(maxsize=1)
+def load_named(name: str, root: Path, download: bool, test_fraction: float) -> Dataset:
+    """The data set ``name``, on the CPU. Of one without a part for tests, a share of each class is kept for them.
+
+    Args:
+        name: ``torchvision:CLASS``; or ``hf:NAME``, of the hub or a folder: one that ``save_to_disk`` has written, or that
+            ``datasets.load_dataset`` takes, of Parquet files or of images in folders by class.
+        root: of torchvision's files. Hugging Face has a cache of its own.
+        download: what is not there yet.
+        test_fraction: the share.
+
+    Raises DataError, with what to fetch, for a name that is unknown or files that are missing.
+    """
+    library, _, own_name = name.partition(":")
+    train, test = (_of_torchvision if library == "torchvision" else _of_hugging_face)(own_name, root, download)
+    if test is not None or test_fraction == 0:
+        return dataset_from_torch(train, test)
+    labels = classes_of(train)
+    counts = torch.bincount(labels[labels >= 0]).tolist()
+    held = proportional_counts(counts, max(int(test_fraction * sum(counts)), len(counts)))
+    tested = split_labels(labels, len(counts), held, split=0) >= 0
+    parts = [Subset(train, part.nonzero().flatten().tolist()) for part in (~tested, tested)]
+    dataset = dataset_from_torch(*parts)
+    return Dataset(**vars(dataset) | {"held_out": int(tested.sum())})
+
+
+def _of_torchvision(name: str, root: Path, download: bool) -> tuple[Any, Any]:
+    from torchvision import datasets
+
+    kind: Any = getattr(datasets, name, None)
+    parameters = inspect.signature(kind).parameters if name in datasets.__all__ else {}
+    needed = [one for one in parameters.values() if one.default is inspect.Parameter.empty and one.name != "root"]
+    if kind is None or not parameters or "root" not in parameters or any(one.name != "kwargs" for one in needed):
+        known = ", ".join(sorted(one for one in datasets.__all__ if one[0].isupper()))
+        raise DataError(
+            f"--dataset torchvision:{name}: no data set of torchvision's that needs but its folder; it has {known}"
+        )
+    parts: list[dict[str, Any]] = [{}]
+    if "train" in parameters:
+        parts = [{"train": True}, {"train": False}]
+    elif "split" in parameters:
+        source = inspect.getsource(kind)
+        named = [next((one for one in names if f'"{one}"' in source), names[-1]) for names in (TRAINS, TESTS)]
+        parts = [{"split": one} for one in named]
+    if "download" in parameters:
+        parts = [part | {"download": download} for part in parts]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".download.lock"):  # the processes of a run, one after the other
+            opened = [kind(root, **part) for part in parts]
+    except (RuntimeError, OSError, ValueError) as error:
+        addresses = sorted(
+            set(re.findall(r"https?://[^\s\"'<>`]+\.(?:zip|tar|tgz|gz|mat|bz2|xz)", inspect.getsource(kind)))
+        )
+        calls = "; ".join(f"d.{name}({str(root)!r}, {_call(part)})" for part in parts)
+        raise DataError(
+            f"--dataset torchvision:{name}: {' '.join(str(error).split()):.200}. --download fetches it into {root}; without a "
+            f"network, fetch it elsewhere by: python -c 'import torchvision.datasets as d; {calls}'"
+            + (f" ({', '.join(addresses)})" if addresses else "")
+            + " and copy that folder"
+        ) from error
+    return opened[0], opened[1] if len(opened) > 1 else None
+
+
+def _call(part: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}".replace("'", '"') for key, value in (part | {"download": True}).items())
+
+
+def _of_hugging_face(name: str, root: Path, download: bool) -> tuple[Any, Any]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("--dataset hf:NAME needs datasets: pip install 'r2d2fast[huggingface]'") from error
+    folder = Path(name)
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            found = datasets.load_from_disk(name)
+        else:
+            only_here = datasets.DownloadConfig(local_files_only=not download)
+            offline = datasets.config.HF_HUB_OFFLINE
+            datasets.config.HF_HUB_OFFLINE = offline or not (download or folder.exists())
+            try:
+                found = datasets.load_dataset(name, download_config=only_here)
+            finally:
+                datasets.config.HF_HUB_OFFLINE = offline
+    except Exception as error:  # of many libraries' kinds
+        elsewhere = f'python -c \'import datasets; datasets.load_dataset("{name}").save_to_disk("DIR")\''
+        raise DataError(
+            f"--dataset hf:{name}: {' '.join(str(error).split()):.200}. --download fetches it into the cache of datasets; "
+            f"without a network, elsewhere: {elsewhere}; copy DIR and take --dataset hf:DIR"
+        ) from error
+    if not isinstance(found, dict):
+        return found, None
+    train, test = (next((found[one] for one in names if one in found), None) for names in (TRAINS, TESTS))
+    if train is None:
+        raise DataError(f"--dataset hf:{name} has the parts {', '.join(found)}, and none of {', '.join(TRAINS)}")
+    return train, test
