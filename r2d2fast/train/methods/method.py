@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r2d2fast.data import Augmentation, Batch, Images, derive_seed
+from r2d2fast.data.order import keys_of
 
 if TYPE_CHECKING:
     from r2d2fast.train.config import Config
@@ -63,12 +64,10 @@ class Method:
         first = images.batches(batches, augmentation, seed)
         if not self.second_view or epoch.stage != 2:
             return zip(first)
-        again = [
-            Batch(samples[: self.unlabelled], _keys(keys, self.unlabelled), size) for samples, keys, size in batches
-        ]
-        return zip(
-            first, images.batches(again, self.second_augmentation(augmentation), derive_seed(seed, 1)), strict=True
-        )
+        unlabelled = slice(self.unlabelled)
+        again = [Batch(one.samples[unlabelled], keys_of(one)[unlabelled], one.global_size) for one in batches]
+        other = self.second_augmentation(augmentation)
+        return zip(first, images.batches(again, other, derive_seed(seed, 1)), strict=True)
 
     def second_augmentation(self, augmentation: Augmentation) -> Augmentation:
         """That of the second view, where the first has ``augmentation``."""
@@ -160,7 +159,3 @@ class Method:
 
     def load_values(self, values: dict[str, Any]) -> None:
         """Take over what :meth:`values` gave, perhaps on another number of ranks; the tensors follow."""
-
-
-def _keys(keys: Tensor | None, count: int) -> Tensor | None:
-    return None if keys is None else keys[:count]
