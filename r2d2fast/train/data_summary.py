@@ -5,6 +5,7 @@ from rich.console import Console
 from torch import Tensor
 
 from r2d2fast.data import Dataset
+from r2d2fast.data.photographs.tree import IMG_EXTENSIONS
 from r2d2fast.tables import counted, say
 from r2d2fast.train.config import Config
 from r2d2fast.train.recipes import IN_PYTHON, recipe_of
@@ -26,7 +27,8 @@ def print_data(config: Config, dataset: Dataset, labels: Tensor, console: Consol
     say(console, f"{labelled} labelled samples, {len(labels) - labelled} unlabelled, {tested}")
     if dataset.ignored is not None:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(dataset.ignored.items()))
-        say(console, f"files that are ignored, for their endings: {kinds}" if kinds else "no file is ignored")
+        read = f"; read are {' '.join(IMG_EXTENSIONS)}"
+        say(console, f"files that are ignored: {kinds}{read}" if kinds else "no file is ignored")
     for warning in dataset.warnings:
         say(console, f"warning: {warning}", "yellow")
     no_room = None if config.dataset == IN_PYTHON else dropped(recipe_of(config).config, config)

@@ -74,7 +74,7 @@ def dropped(recipe: Config, config: Config) -> str | None:
     if len(left) == len(before) or left != hanging(recipe, config)["stage2.repredict_epochs"] or 2 not in config.stages:
         return None
     rates = ",".join(map(str, config.stage2.lrs))
-    where = f"before epochs {','.join(map(str, left))}" if left else "so stage 2 is plain D2"
+    where = f"before epoch{'s' * (len(left) > 1)} {','.join(map(str, left))}" if left else "so stage 2 is plain D2"
     return (
         f"{counted(config.stage2.epochs, 'epoch')} of stage 2: there is room for {len(left)} of {len(before)} repredictions, "
         f"{where}; learning rates {rates}"

@@ -42,7 +42,7 @@ def test_of_a_folder_what_is_left_out_and_what_may_be_a_mistake():
     config = replace(CONFIG, stage2=replace(CONFIG.stage2, epochs=1, repredict_epochs=(), lrs=(0.12,)))
     assert told(config, folder)[1:] == [
         "8 labelled samples, 112 unlabelled, 40 labelled ones held out to test on (--test-fraction changes how many)",
-        "files that are ignored, for their endings: 1 .gif, 2 .heic",
+        "files that are ignored: 1 .gif, 2 .heic; read are .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp",
         "warning: [red] is a class",
         "1 epoch of stage 2: there is room for 0 of 4 repredictions, so stage 2 is plain D2; learning rates 0.12",
     ]

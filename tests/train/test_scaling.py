@@ -55,7 +55,7 @@ def test_repredictions_without_room_are_told_with_the_learning_rates_that_are_le
     for epochs, told in (
         (
             "2",
-            "2 epochs of stage 2: there is room for 1 of 4 repredictions, before epochs 1; learning rates 0.12,0.004",
+            "2 epochs of stage 2: there is room for 1 of 4 repredictions, before epoch 1; learning rates 0.12,0.004",
         ),
         (
             "1",

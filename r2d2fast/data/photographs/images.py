@@ -1,5 +1,6 @@
 """Photographs of their own sizes, decoded while training goes on."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -125,8 +126,12 @@ class PhotographImages:
         for pixels, failures in loaded:
             for failure in failures:
                 if isinstance(failure, OSError):
+                    link = (
+                        f", a link to {os.path.realpath(failure.filename)}" if os.path.islink(failure.filename) else ""
+                    )
                     raise DataError(
-                        f"cannot read {failure.filename}: {failure.strerror}. When it can be read again --resume goes on"
+                        f"cannot read {failure.filename}{link}: {failure.strerror}. When it can be read again --resume goes on; "
+                        "without it, begin in another --run-dir"
                     ) from failure
                 if not (self._options.on_bad_image == "skip" and isinstance(failure, BadImageError)):
                     raise failure
