@@ -86,7 +86,7 @@ class Stage2:
 
     labelled_error_limit: float | None = None
     """End the stage, with the network of the prediction before, where the error on the labelled samples is so many points (in
-    percent) above that at the beginning of the stage, or half the error that stage 1 expects of itself (one minus its mean
+    percent) above that at the beginning of the stage, or 0.3 of the error that stage 1 expects of itself (one minus its mean
     confidence); it is looked at where the network predicts, and at the end. None for never."""
 
     lrs: Numbers

@@ -103,8 +103,8 @@ def test_early_stopping_gives_back_the_last_good_weights():
 @pytest.mark.parametrize(
     ("expected_error", "labelled", "rise", "stops"),
     [
-        (5.0, 200, 2.5, False),
-        (5.0, 200, 3.0, True),
+        (5.0, 200, 1.5, False),
+        (5.0, 200, 2.0, True),
         (5.0, 50, 4.0, False),
         (5.0, 50, 6.0, True),
         (40.0, 200, 6.5, True),
