@@ -12,12 +12,30 @@ from typing import NamedTuple
 import tyro
 
 from r2d2fast.cuda_toolkit import find_cuda_tool
+from r2d2fast.options import CLASS_LOSSES
 from r2d2fast.tables import markdown_table
 
 WARP = 32
 SUB_PARTITIONS = 4
 REGISTER_UNIT = 256
 """Registers are given to a warp in pieces of this size, from one of the SM's four parts (CUDA toolkit, cuda_occupancy.h)."""
+
+
+_EACH = {4: "", 1: " one by one"}
+
+
+class Template(NamedTuple):
+    """Which step a kernel is of."""
+
+    threads: int
+    """Of a row."""
+    elements: int
+    """Of a thread."""
+    vector: int
+    """Elements of an access."""
+    long: bool
+    """Rows of any length."""
+    class_loss: str
 
 
 class Limits(NamedTuple):
@@ -61,6 +79,7 @@ LATENCIES = (600e-9, 800e-9)
 """Seconds that a DRAM read takes: the range that microbenchmarks of such devices report, and that is assumed here."""
 
 BATCH, CLASSES = 1024, 1000
+PREDICTED = Template(32, 32, 4, False, "kl_reverse")
 DTYPES = {"float32": (4, 4), "bfloat16 / float32 bank": (2, 4)}
 """Bytes of a logit and of a pseudo-logit: each is read once and written once."""
 
@@ -76,33 +95,40 @@ class Kernel(NamedTuple):
     local: int
 
     @property
-    def template(self) -> tuple[int, int, bool] | None:
-        """Threads a row, elements a thread, any row length; None for a kernel that is not the step's."""
-        found = re.search(r"step_kernelILi(\d+)ELi(\d+)ELb([01])E", self.symbol)
-        return found and (int(found[1]), int(found[2]), found[3] == "1")
+    def template(self) -> Template | None:
+        """None for a kernel that is not the step's."""
+        found = re.search(r"step_kernelIL\w+?ClassLossE(\d)ELi(\d+)ELi(\d+)ELi(\d)ELb([01])E", self.symbol)
+        if not found:
+            return None
+        loss, threads, elements, vector, long = map(int, found.groups())
+        return Template(threads, elements, vector, bool(long), CLASS_LOSSES[loss])
 
     @property
     def name(self) -> str:
         if self.template:
-            threads, elements, long = self.template
-            return f"step {threads} x {elements}{' long' if long else ''}"
-        found = re.search(r"\d(predict|scale)_kernel", self.symbol)
-        return found[1] if found else self.symbol
+            threads, elements, vector, long, loss = self.template
+            return f"step {threads} x {elements}{' long' if long else ''}{_EACH[vector]}, {loss}"
+        found = re.search(r"\d(predict|scale)_kernelILi(\d)E", self.symbol)
+        return f"{found[1]}{_EACH[int(found[2])]}" if found else self.symbol
+
+    @property
+    def vector(self) -> int:
+        return self.template.vector if self.template else 4
 
     @property
     def threads(self) -> int:
-        return max(128, self.template[0] if self.template else 0)
+        return max(128, self.template.threads if self.template else 0)
 
     @property
     def loads(self) -> int:
-        """16-byte loads of one float32 row that a thread has under way at a time."""
-        return (self.template[1] if self.template else 8) // 4
+        """Loads of one row that a thread has under way at a time."""
+        return self.template.elements // self.template.vector if self.template else 2
 
     @property
     def classes(self) -> str:
         if not self.template:
             return "any"
-        threads, elements, long = self.template
+        threads, elements, _, long, _ = self.template
         return f"> {threads * elements}" if long else f"≤ {threads * elements}"
 
 
@@ -177,7 +203,10 @@ def occupancy_table(found: list[Kernel]) -> str:
             [there.blocks for there in fits],
             [f"{there.warps} of {LIMITS[kernel.arch].warps}" for kernel, there in zip(built, fits, strict=True)],
             [there.limit for there in fits],
-            [there.warps * WARP * kernel.loads * 16 // 1024 for kernel, there in zip(built, fits, strict=True)],
+            [
+                there.warps * WARP * kernel.loads * (16 if kernel.vector > 1 else 4) // 1024
+                for kernel, there in zip(built, fits, strict=True)
+            ],
         )
         rows.append((name, built[0].classes, *(_each(column) for column in columns)))
     kernel = f"kernel (sm_{', '.join(map(str, archs))})"
@@ -185,9 +214,9 @@ def occupancy_table(found: list[Kernel]) -> str:
     return markdown_table((*header, "KiB in flight/SM"), rows)
 
 
-def _order(kernel: Kernel) -> tuple[bool, bool, int, int, str]:
-    threads, elements, long = kernel.template or (0, 0, False)
-    return kernel.template is None, long, threads, elements, kernel.name
+def _order(kernel: Kernel) -> tuple[bool, bool, int, int, int, str]:
+    threads, elements, vector, long, _ = kernel.template or Template(0, 0, 0, False, "")
+    return kernel.template is None, long, threads, elements, vector, kernel.name
 
 
 def _each(values: Sequence[object]) -> str:
@@ -197,7 +226,7 @@ def _each(values: Sequence[object]) -> str:
 def prediction_table(found: list[Kernel]) -> str:
     rows = []
     for device in DEVICES:
-        kernel = next((k for k in found if k.arch == device.arch and k.template == (32, 32, False)), None)
+        kernel = next((k for k in found if k.arch == device.arch and k.template == PREDICTED), None)
         if kernel is None:
             continue
         rows_a_block = kernel.threads // WARP
@@ -226,8 +255,9 @@ def prediction_table(found: list[Kernel]) -> str:
 
 _SHORTEST, _LONGEST = (f"{latency * 1e9:.0f}" for latency in LATENCIES)
 EXPLANATION = f"""\
-N: row lengths that take the kernel. KiB in flight: warps x 32 x the 16-byte loads of one float32 row, which a thread issues
-before it waits for any; it reads its second row after the first.
+N: row lengths that take the kernel, where every row begins at a multiple of four elements; the kernels that go one by one take
+the others. KiB in flight: warps x 32 x the loads of one float32 row, which a thread issues, as those of its second row, before it
+waits for any.
 
 PREDICTION, measured on none of these devices, for {BATCH} x {CLASSES}: the bytes that must cross DRAM over the published
 bandwidth. A floor: no device reaches that bandwidth, a launch takes microseconds of its own, and a batch this small is one

@@ -20,7 +20,8 @@ struct CudaStep {
   float* loss;         // scalar
   double* statistics;  // [kStatistics] to add to, or null
   float* results;      // [size], the loss of each row; with statistics [kResults, size]
-  int32_t* status;     // [2]: blocks finished (0 between launches), sticky problems
+  unsigned launch;     // a number of this launch's own, not 0
+  int32_t* status;     // [2]: the ticket of blocks finished (0 between launches), sticky problems
 };
 
 // What a row hands to the ordered sums.

@@ -1,5 +1,7 @@
 """The D2 step in one launch: every logit and pseudo-logit read once, every result written once."""
 
+import itertools
+
 import triton
 import triton.language as tl
 from r2d2fast.kernels.batch import any_of, find_occurrences, is_finite, locate, value_of
@@ -10,8 +12,11 @@ from torch import Tensor
 
 from r2d2fast.reference import Bank
 
+# Odd numbers, far from those before them, in the range of an int32.
+_launches = ((n * 0x9E3779B2 + 1) % 2**31 for n in itertools.count())
+
 # A value of 1 or one divisible by 16 is not worth a compilation of its own in these arguments.
-_RUN_TIME = ["logits_stride", "size", "rows_stride", "samples", "seed"]
+_RUN_TIME = ["logits_stride", "size", "rows_stride", "samples", "seed", "launch"]
 
 
 @triton.jit
@@ -81,12 +86,15 @@ def report(
 
 
 @triton.jit
-def sum_up(results, size, normalizer, loss, statistics, updates, status, UPDATE: tl.constexpr):
+def sum_up(results, size, normalizer, loss, statistics, updates, status, launch, UPDATE: tl.constexpr):
     """The program that is done last adds up what all have reported, always in the same order: the same bits on every run."""
     PLANES: tl.constexpr = 1 if statistics is None else 8
     UNROLL: tl.constexpr = 8 if statistics is None else 1
+    if tl.program_id(0) == 0:
+        tl.store(loss, float("nan"))  # what it stays if no program finds itself to be the last
     tl.debug_barrier()  # one thread takes the ticket, after what the others have written
-    if tl.atomic_add(status, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+    # Each program adds the launch's own number. csrc/d2_cuda_batch.h says what that notices.
+    if tl.atomic_add(status, launch, sem="acq_rel") + launch == launch * tl.num_programs(0):
         plane = tl.arange(0, PLANES)[:, None]
         total = tl.zeros([PLANES, 64], tl.float64)
         for begin in tl.range(0, size, 64, loop_unroll_factor=UNROLL):
@@ -106,7 +114,7 @@ def sum_up(results, size, normalizer, loss, statistics, updates, status, UPDATE:
 @triton.jit(do_not_specialize=_RUN_TIME)
 def step_kernel(
     logits, logits_stride, index, size, rows, rows_stride, slots, samples, updates, status, label_scale, seed,
-    grad, loss, results, statistics, alpha, beta, label_lr, grad_scale, normalizer, update_normalizer,
+    launch, grad, loss, results, statistics, alpha, beta, label_lr, grad_scale, normalizer, update_normalizer,
     CLASSES: tl.constexpr, CLASS_LOSS: tl.constexpr, UPDATE: tl.constexpr, STOCHASTIC: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
     LOGITS_ALIGN: tl.constexpr, ROWS_ALIGN: tl.constexpr,
@@ -163,13 +171,13 @@ def step_kernel(
             if any_of(due):
                 x = load_logits(logits, position, logits_stride, due & valid, columns, LOGITS_ALIGN)
                 occurs_later, earlier = find_occurrences(index, size, sample, position, ROWS, SPAN)
-    sum_up(results, size, normalizer, loss, statistics, updates, status, UPDATE)
+    sum_up(results, size, normalizer, loss, statistics, updates, status, launch, UPDATE)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def long_step_kernel(
     logits, logits_stride, index, size, rows, rows_stride, slots, samples, updates, status, label_scale, seed,
-    grad, loss, results, statistics, alpha, beta, label_lr, grad_scale, normalizer, update_normalizer,
+    launch, grad, loss, results, statistics, alpha, beta, label_lr, grad_scale, normalizer, update_normalizer,
     CLASSES: tl.constexpr, CLASS_LOSS: tl.constexpr, UPDATE: tl.constexpr, STOCHASTIC: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
     LOGITS_ALIGN: tl.constexpr, ROWS_ALIGN: tl.constexpr,
@@ -232,7 +240,7 @@ def long_step_kernel(
             if any_of(due):
                 occurs_later, earlier = find_occurrences(index, size, sample, position, ROWS, SPAN)
                 position = tl.where(earlier >= 0, earlier, last)
-    sum_up(results, size, normalizer, loss, statistics, updates, status, UPDATE)
+    sum_up(results, size, normalizer, loss, statistics, updates, status, launch, UPDATE)
 
 
 def step(
@@ -260,7 +268,7 @@ def step(
     # An empty batch has a program, too: the loss is 0 and the step counts.
     kernel[(max(triton.cdiv(size, tile.rows), 1),)](
         logits, logits.stride(0), index, size, rows, rows.stride(0), bank.slots, len(bank.slots), bank.updates, bank.status,
-        bank.label_scale, bank.seed, grad, loss, results, statistics, *scalars, *normalizers,
+        bank.label_scale, bank.seed, next(_launches), grad, loss, results, statistics, *scalars, *normalizers,
         classes, class_loss, update, bank.rounding == "stochastic", tile.rows, tile.block, tile.span,
         alignment(logits), alignment(rows), **options_of(tile),
     )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from r2d2fast import FusedD2Loss, PseudoLabelBank, d2_step, reference, testing
+from r2d2fast import BankError, FusedD2Loss, PseudoLabelBank, d2_step, reference, testing
 from r2d2fast._backends import cuda
 from r2d2fast.bank import DTYPES
 from r2d2fast.options import CLASS_LOSSES, StepOptions
@@ -63,9 +63,10 @@ def make(
 ) -> tuple[Tensor, Tensor, PseudoLabelBank]:
     """Logits, index and a bank with rows that are not in the batch.
 
-    "alike": logits, gradient and bank of a row are equally misaligned, so that an odd number of classes has vectors with every
-    length of head and tail. "different": no two of them are, and a third of the samples is labelled. "padded": each row of the
-    bank on lines of its own. "duplicates": samples that come up to four times, in one block and in several.
+    "alike": logits, gradient and bank of a row are equally aligned. "different": no two of them are, and a third of the
+    samples is labelled. "padded": each row of the bank on lines of its own. "shifted": rows of the bank begin an element
+    further. "duplicates": samples that come up to four times, in one block and in several. "crowded": half of the batch is
+    one sample.
     """
     rows = rows or rows_for(classes)
     labelled = 0 if layout == "alike" else 3
@@ -76,10 +77,15 @@ def make(
         # The last is misaligned as its row of the bank is, and the one before it otherwise.
         index[[2, -1]] = (bank.slots == (rows - 1) % 8).nonzero()[0]
     logits = (torch.randn(rows, classes) * size).to(dtypes[0])
+    if layout == "crowded":
+        index[: rows // 2] = index[-1] = 1
     if layout == "different":
         logits = torch.zeros(rows, classes + 3, dtype=dtypes[0])[:, 1 : classes + 1].copy_(logits)
     if layout == "padded":
         pad(bank)
+    if layout == "shifted":
+        memory = torch.empty(bank.pseudo_logits.numel() + 1, dtype=dtypes[1])[1:]
+        bank.pseudo_logits = memory.view_as(bank.pseudo_logits).copy_(bank.pseudo_logits)
     return logits, index, bank
 
 
@@ -116,7 +122,7 @@ def check_counts(report: Report, index: Tensor, bank: PseudoLabelBank, class_los
     assert (report.reads("logits") == passes).all(), "reads of the logits"
     assert (report.reads(GRAD) == 0).all(), "reads of the gradient"
     assert (report.writes(GRAD) == 1).all(), "writes of the gradient"
-    assert report.writes(LOSS).item() == 1, "writes of the loss"
+    assert report.writes(LOSS).item() == 2, "writes of the loss: NaN, until all blocks have reported"
     assert (report.writes(RESULTS) == 1).all(), "writes of the row losses"
     assert (report.reads(RESULTS) == 1).all(), "reads of the row losses"
     assert report.writes("updates").item() == update, "writes of the counter"
@@ -155,8 +161,37 @@ def test_duplicates_share_one_read_and_one_write(cuda_host: Host, order: str, cl
 
 @pytest.mark.parametrize(("classes", "rows"), [(2, 600), (65, 150), (1025, 300)])
 def test_duplicates_far_apart(cuda_host: Host, order: str, classes: int, rows: int) -> None:
-    """The team that looks for the next one does so in several strides."""
+    """A thread looks through the index in several strides."""
     check_step(cuda_host, order, classes, "duplicates", rows=rows)
+
+
+def test_more_duplicates_than_a_block_can_note(cuda_host: Host, order: str) -> None:
+    check_step(cuda_host, order, 10, "crowded", rows=600)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_an_index_that_begins_anywhere(cuda_host: Host, dtype: torch.dtype, offset: int) -> None:
+    """Vectors of 16 bytes, and the few elements before and after them; batches with none in between."""
+    for rows in (1, 3, 70):
+        bank = make_bank(80, 10)
+        index = torch.zeros(rows + offset, dtype=dtype)[offset:].copy_(torch.randperm(80)[:rows])
+        index[-1] = index[0]
+        with on_the_host(cuda_host, "forward"):
+            testing.check_step("cuda", torch.randn(rows, 10), index, bank, label_lr=40.0)
+
+
+def test_a_step_that_was_cut_short_is_noticed(cuda_host: Host, order: str) -> None:
+    """Its blocks have left a ticket behind: no later loss is a number until the bank is mended."""
+    logits, index, bank = make("alike", 10, (F32, F32))
+    bank.status[0] = 12345
+    with on_the_host(cuda_host, order):
+        for _ in range(2):
+            assert d2_step(logits, index, bank, backend="cuda")[0].isnan()
+        with pytest.raises(BankError, match="cut short"):
+            bank.check()
+        bank.load_state_dict(bank.state_dict())
+        assert d2_step(logits, index, bank, backend="cuda")[0].isfinite()
 
 
 @pytest.mark.parametrize("classes", slow_but([10, 100, 1000, 2000, 9000], [100, 9000]))

@@ -1,8 +1,9 @@
 """Bugs planted in a copy of the CUDA sources, of the kinds that only the harness can find: each of them is found.
 
-Every barrier and every fence is dropped in turn, and every atomic is made a plain read and write. BUGS adds what reads or writes
-outside a row, unaligned, at the same time as another thread, or once too often. All bugs are in one build, each behind a switch,
-because a build takes longer than all the tests of it. What is wrong with a number is the business of tests/test_step.py.
+Every barrier and every order of memory is dropped in turn, and every atomic is made a plain read and write. BUGS adds what
+reads or writes outside a row, unaligned, at the same time as another thread, or once too often. All bugs are in one build, each
+behind a switch, because a build takes longer than all the tests of it. What is wrong with a number is the business of
+tests/test_step.py.
 """
 
 import functools
@@ -38,10 +39,11 @@ def probe(check: Callable, *arguments: object, **options: object) -> Probe:
     return lambda host, order: check(host, order, *arguments, **options)
 
 
-# 10 classes are 64 rows a block, 1025 are a row a block of four warps.
-STEP, STEP_1025, STEP_33 = probe(check_step, 10), probe(check_step, 1025), probe(check_step, 33)
+# 10 classes are 32 rows a block, 1025 are a row a block of four warps. 100 go in vectors of four, the others one by one.
+STEP, STEP_1025, STEP_100 = probe(check_step, 10), probe(check_step, 1025), probe(check_step, 100)
+STEP_16_BITS = probe(check_step, 10, dtypes=(BF16, BF16))
 DUPLICATES, FAR_APART = probe(check_step, 10, "duplicates"), probe(check_step, 1025, "duplicates", rows=300)
-APART, PADDED = probe(check_step, 33, "different"), probe(check_step, 33, "padded")
+CROWDED, PADDED = probe(check_step, 10, "crowded", rows=603), probe(check_step, 33, "padded")
 PREDICT = probe(check_predict, 10, "duplicates", (F32, F32))
 NOT_FINITE = probe(test_cuda_failures.TestBadInputs().test_predictions_that_are_not_finite, 100, float("nan"))
 BAD_INDEX, INDEX_M = probe(check_bad_index, 10, -1), probe(check_bad_index, 10, "size")
@@ -62,70 +64,73 @@ class Bug(NamedTuple):
 
 
 TEAM, BATCH, SLICE, STEPS, LAUNCH = (f"d2_cuda{name}" for name in ("_team.h", "_batch.h", "_slice.h", "_step.h", ".cu"))
-READ, WRITE = "row.width) pack.vector = *", "row.width) *reinterpret_cast<Vector*>(data + first) ="
+READ = "at < row.classes) fetched.vectors[k / kVector] = InFlight<Words>(reinterpret_cast<const Words*>"
+WRITE = "if (at >= row.width) continue; float* data"
+READ_HALF, WRITE_HALF = READ.replace("Words*", "Halves*"), WRITE.replace("float*", "uint16_t*")
+TICKET = "ticket.fetch_add(step.launch, cuda::memory_order_acq_rel)"
+PAST = f"past its end|past the end|between two of its rows|{RACE}"
 BUGS = {
     # Threads that meet, or do not.
     "a mask of the whole warp": Bug(
         TEAM, "mask_ = ((1u", "mask_ = PLANTED ? 0xFFFFFFFFu : ((1u", DUPLICATES, "which waits at|which has returned"
     ),
-    "one copy of the partial sums": Bug(TEAM, "turn_ ^= 1;", "turn_ ^= !PLANTED;", FAR_APART, RACE),
-    "chains not cleared": Bug(BATCH, "heads[h] = -1;", "if (!PLANTED) heads[h] = -1;", STEP, UNWRITTEN),
+    "one copy of the partial sums": Bug(
+        TEAM, "turn_ ^= 1;", "turn_ ^= !PLANTED;", probe(check_step, 1025, "crowded", rows=600), RACE
+    ),
+    "chains not cleared": Bug(BATCH, "heads_[h] = kNone;", "if (!PLANTED) heads_[h] = kNone;", STEP, UNWRITTEN),
     "duplicates not looked for": Bug(
         STEPS, "if (a.step.update) occ", "if (a.step.update && !PLANTED) occ", DUPLICATES, RACE
     ),
     "every prediction written": Bug(
         LAUNCH, "occurrences.last != i)", "(occurrences.last != i && !PLANTED))", PREDICT, RACE
     ),
-    "summed by every block": Bug(BATCH, "== gridDim.x - 1;", "== gridDim.x - 1 || PLANTED;", STEP, RACE),
+    "summed by every block": Bug(
+        BATCH, "== step.launch * gridDim.x;", "== step.launch * gridDim.x || PLANTED;", STEP, RACE
+    ),
+    "a ticket that is no atomic": Bug(
+        BATCH, f"is_last = {TICKET}", f"is_last = (PLANTED ? (*step.status += step.launch) - step.launch : {TICKET})", STEP, RACE
+    ),
     "step counted too early": Bug(
         STEPS,
-        "sum_up<",
-        "if (PLANTED && blockIdx.x + threadIdx.x == 0) *a.bank.updates += 1; sum_up<",
+        "if (!reports_last",
+        "if (PLANTED && blockIdx.x + threadIdx.x == 0) *a.bank.updates += 1; if (!reports_last",
         STEP,
         rf"{RACE}|counts 2 updates instead of 1",
     ),
     # Outside of an array or a tensor.
-    "a hash of 11 bits": Bug(BATCH, "* 0x9E3779B1u >> 22", "* 0x9E3779B1u >> (22 - PLANTED)", STEP, "has index [0-9]+ into 'int"),
+    "a hash of 10 bits": Bug(BATCH, "* 0x9E3779B1u >> 23", "* 0x9E3779B1u >> (23 - PLANTED)", STEP, "has index [0-9]+ into 'int"),
+    "a note too many": Bug(
+        BATCH, "if (number < kNotes) notes_", "if (number < kNotes + PLANTED) notes_", CROWDED, "has index 256 into"
+    ),
     "a search past the last": Bug(
-        BATCH, "i < last && sample_at", "(i < last || PLANTED) && sample_at", FAR_APART, "past the end of index"
+        BATCH, "i < occurrences.last && sample_at", "(i < occurrences.last || PLANTED) && sample_at",
+        CROWDED, "past the end of index",
     ),
-    "index -1": Bug(BATCH, "sample < 0 ||", "sample < -PLANTED ||", BAD_INDEX, "bytes before slots"),
-    "index M": Bug(BATCH, "sample >= bank.samples", "sample >= bank.samples + PLANTED", INDEX_M, "past the end of slots"),
-    "a vector read before the row": Bug(
-        SLICE, f"0 && first + kVector <= {READ}", f"(PLANTED ? 1 - kVector : 0) && first + kVector <= {READ}",
-        STEP_33, f"reads of|{RACE}",
+    "an index read past its end": Bug(
+        BATCH, "number < parts.vectors) ahead", "number < parts.vectors + PLANTED) ahead", STEP, "past the end of index"
     ),
-    "a vector read past the row": Bug(
-        SLICE, f"+ kVector <= {READ}", f"+ (PLANTED ? 1 : kVector) <= {READ}", STEP_33, f"past its end|past the end|{RACE}"
+    "index -1": Bug(
+        BATCH, "sample >= 0 && sample < bank", "sample >= -PLANTED && sample < bank", BAD_INDEX, "bytes before slots"
     ),
-    "a vector written before the row": Bug(
-        SLICE, f"0 && first + kVector <= {WRITE}", f"(PLANTED ? 1 - kVector : 0) && first + kVector <= {WRITE}",
-        STEP_33, f"bytes before|{RACE}",
-    ),
-    "a vector written past the row": Bug(
-        SLICE, f"+ kVector <= {WRITE}", f"+ (PLANTED ? 1 : kVector) <= {WRITE}", STEP_33, f"past its end|past the end|{RACE}"
-    ),
-    "an element read past the tail": Bug(
-        SLICE, "at < row.classes) raw[k] =", "at < row.classes + PLANTED) raw[k] =", STEP_33, f"past its end|past the end|{RACE}"
-    ),
+    "index M": Bug(BATCH, "sample < bank.samples;", "sample < bank.samples + PLANTED;", INDEX_M, "past the end of slots"),
+    "a vector read past the row": Bug(SLICE, READ, READ.replace("classes", "classes + 4 * PLANTED"), STEP_100, PAST),
     "an element read past the row": Bug(
-        SLICE, "at < row.classes ? data[at]", "at < row.classes + PLANTED ? data[at]",
-        APART, "past its end|past the end|between two of its rows",
+        SLICE, READ_HALF, READ_HALF.replace("classes", "classes + PLANTED"), STEP_16_BITS, PAST
     ),
-    "an element written before the row": Bug(
-        SLICE, "at >= 0 && at < row.width) data", "at >= -PLANTED && at < row.width) data", STEP_33, f"bytes before|{RACE}"
-    ),
+    "a vector written past the row": Bug(SLICE, WRITE, WRITE.replace("width", "width + 4 * PLANTED"), STEP_100, PAST),
     "an element written past the row": Bug(
-        SLICE, "if (at < row.width) data", "if (at < row.width + PLANTED) data", APART, f"past its end|past the end|{RACE}"
+        SLICE, WRITE_HALF, WRITE_HALF.replace("width", "width + PLANTED"), STEP_16_BITS, PAST
     ),
     # Unaligned.
     "the bank's alignment ignored": Bug(
-        SLICE, "&& (!pseudo || pseudo->mis", "&& (PLANTED || !pseudo || pseudo->mis", APART, UNALIGNED
+        LAUNCH,
+        "in_vectors_of_four(bank.rows, bank.dtype, bank.stride, bank.classes);",
+        "(PLANTED || in_vectors_of_four(bank.rows, bank.dtype, bank.stride, bank.classes));",
+        probe(check_step, 100, "shifted"),
+        UNALIGNED,
     ),
-    "all alignments ignored": Bug(SLICE, "if (!alike ||", "if ((!alike && !PLANTED) ||", APART, UNALIGNED),
-    "vectors for duplicates": Bug(
-        STEPS, "!= sample.occurrences.last) return", "!= sample.occurrences.last && !PLANTED) return",
-        probe(check_step, 33, "duplicates"), f"{UNALIGNED}|is wrong",
+    "all alignments ignored": Bug(
+        LAUNCH, "return uintptr_t(rows)", "return PLANTED || uintptr_t(rows)", probe(check_step, 100, "different"), UNALIGNED
     ),
     # Once too often, or not at all, and elsewhere.
     "padding not written": Bug(
@@ -134,6 +139,10 @@ BUGS = {
     "a factor of 1 costs a pass": Bug(
         LAUNCH, "if (factor == 1 &&", "if (factor == 1 && !PLANTED &&",
         probe(check_scaled, 300, F32, 1.0, False), "reads of the gradient",
+    ),
+    "the last elements scaled by every block": Bug(
+        LAUNCH, "blockIdx.x == gridDim.x - 1 &&", "(blockIdx.x == gridDim.x - 1 || PLANTED) &&",
+        probe(check_scaled, 1029, F32, 0.5, False), RACE,
     ),
     "the stream ignored": Bug(
         LAUNCH, "<cudaStream_t>(target.stream)", "<cudaStream_t>(PLANTED ? nullptr : target.stream)",
@@ -144,14 +153,17 @@ BUGS = {
 # What each kind of call is replaced with: `k` is the bug's number.
 CALLS = {
     "barrier": (r"__syncthreads\s*\(\s*\)\s*;", "if (!planted({k})) __syncthreads();"),
-    "fence": (r"__threadfence\s*\(\s*\)\s*;", "if (!planted({k})) __threadfence();"),
+    "order": (
+        r"cuda::memory_order_acq_rel",
+        "(planted({k}) ? cuda::memory_order_relaxed : cuda::memory_order_acq_rel)",
+    ),
     **{
         f"atomic{name}": (rf"\batomic{name}\s*\(", f"plain_or_atomic{name}<{{k}}>(")
-        for name in ("Exch", "Min", "Max", "Or", "Inc")
+        for name in ("Exch", "Max", "Or", "Add")
     },
 }
 PRELUDE = """
-#include <cuda_runtime.h>
+#include <cuda/atomic>
 extern "C" bool planted(int);
 #define PLAIN(NAME, NEW)                                   \\
   template <int k, class T, class V>                       \\
@@ -162,10 +174,9 @@ extern "C" bool planted(int);
     return old;                                            \\
   }
 PLAIN(Exch, v)
-PLAIN(Min, v < old ? v : old)
 PLAIN(Max, v > old ? v : old)
 PLAIN(Or, old | v)
-PLAIN(Inc, old >= v ? 0 : old + 1)
+PLAIN(Add, old + v)
 #undef PLAIN
 """
 SWITCH = """
@@ -174,7 +185,7 @@ extern "C" __attribute__((visibility("default"))) void plant(int bug) { chosen =
 extern "C" bool planted(int bug) { return bug == chosen; }
 """
 # Of a call, one of these finds that it is missing.
-ANY = (STEP, STEP_1025, DUPLICATES, FAR_APART, BAD_INDEX, NOT_FINITE)
+ANY = (STEP, STEP_1025, DUPLICATES, FAR_APART, CROWDED, BAD_INDEX, NOT_FINITE)
 
 
 def with_bugs() -> tuple[dict[str, str], list[str]]:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
-RUNTIME = [HERE / f"{name}.cpp" for name in ("order", "threads", "memory", "hooks", "controls")]
+RUNTIME = [HERE / f"{name}.cpp" for name in ("order", "clock", "threads", "memory", "hooks", "controls")]
 
 # Strict aliasing is no rule of CUDA's. Unique symbols would be one in all builds that a process loads, __shared__ ones too.
 # _FORTIFY_SOURCE, on by default in some distributions, forbids longjmp() from one fiber to another.

@@ -12,8 +12,8 @@ using namespace cuda_host;
 namespace {
 
 struct Record {  // of the last launch; host.py has the same
-  uint64_t stream;
-  uint32_t launches, device, grid, block;
+  uint64_t stream, operations;
+  uint32_t launches, device, grid, block, cycles, trips;
 };
 
 Record record;
@@ -34,8 +34,11 @@ cudaError_t cuda_host::launch(const cudaLaunchConfig_t& config, void (*invoke)(c
   if (!grid.x || !block.x || block.x > MOST_THREADS) return failed(cudaErrorInvalidConfiguration);
   if (grid.y != 1 || grid.z != 1 || block.y != 1 || block.z != 1 || config.dynamicSmemBytes || grid.x >> Stamp::BLOCK)
     throw std::invalid_argument("cuda_host launches one dimension, 262143 blocks at most, without dynamic shared memory");
-  record = {reinterpret_cast<uint64_t>(config.stream), record.launches + 1, uint32_t(device), grid.x, block.x};
+  record = {reinterpret_cast<uint64_t>(config.stream), 0, record.launches + 1, uint32_t(device), grid.x, block.x, 0, 0};
   run({grid, block, order, seed, checks, invoke, arguments, bytes});
+  record.operations = elapsed.operations;
+  record.cycles = elapsed.longest.cycles;
+  record.trips = elapsed.longest.trips;
   return cudaSuccess;
 }
 

@@ -23,10 +23,13 @@ ORDERS = ("forward", "reverse", "permuted")
 class _Record(ctypes.Structure):
     _fields_ = (
         ("stream", ctypes.c_uint64),
+        ("operations", ctypes.c_uint64),
         ("launches", ctypes.c_uint32),
         ("device", ctypes.c_uint32),
         ("grid", ctypes.c_uint32),
         ("block", ctypes.c_uint32),
+        ("cycles", ctypes.c_uint32),
+        ("trips", ctypes.c_uint32),
     )
 
 
@@ -47,6 +50,7 @@ class Report:
     def __init__(self) -> None:
         self.launches = 0
         self.grid = self.block = self.stream = self.device = 0  # of the last launch
+        self.cycles = self.trips = self.operations = 0  # the clock's (clock.h), of the last launch
         self._counts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def reads(self, name: str) -> torch.Tensor:
@@ -103,6 +107,7 @@ class Host:
             report.launches = record.launches - before
             report.grid, report.block = record.grid, record.block
             report.stream, report.device = record.stream, record.device
+            report.cycles, report.trips, report.operations = record.cycles, record.trips, record.operations
             for name in watched:
                 report._counts[name] = self._counts(name, tensors[name])
             self.library.cuda_host_remove_buffers()

@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "clock.h"
 #include "threads.h"
 
 // The linker's names for this library's own parts. Only the kernels' sources are instrumented, so what they touch in .bss is
@@ -27,6 +28,7 @@ using Readers = std::vector<BlockReaders>;
 
 struct Atomic {
   Stamp last;
+  Moment done;
   Known released;
 };
 
@@ -237,6 +239,14 @@ void access_memory(uintptr_t address, size_t bytes, Access kind) {
   buffer->first_used = std::min(buffer->first_used, first);
   buffer->last_used = std::max(buffer->last_used, last);
   for (size_t i = first; i <= last; ++i) touch(*buffer, i, event);
+  if (buffer->shared)
+    clock_shared(kind == Access::write);
+  else if (kind == Access::read)
+    clock_read(address);
+  else if (kind == Access::write)
+    clock_write(address);
+  else
+    clock_atomic(address, buffer->atomics[first].done);
   if (kind == Access::atomic) order_atomic(current->clocks, buffer->atomics[first].released);
 }
 

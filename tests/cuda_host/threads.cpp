@@ -120,6 +120,7 @@ void go_on() {
 void run_blocks_for_ever() {
   for (;;) {
     running.invoke(running.arguments);
+    clock_end();
     current->finished = true;
     ++finished;
     set_blocked(*current);
@@ -154,6 +155,14 @@ uint64_t meet(const Site& site, uint64_t value, unsigned source, Deal deal) {
     if (mask >> lane & 1) all = warp[lane].waits && same(warp[lane].site, site);
   if (all) {
     deal(warp, mask);
+    Watch* watches[WARP];
+    unsigned count = 0;
+    for (unsigned lane = 0; lane < lanes; ++lane)
+      if (mask >> lane & 1) watches[count++] = &warp[lane].watch;
+    if (!strcmp(site.call, "__syncwarp"))
+      clock_barrier(watches, count, 0);
+    else
+      clock_shuffle(watches, count, uint64_t(site.line) << 32 | (source ^ current->index % WARP) << 1 | 1);
     for (unsigned lane = 0; lane < lanes; ++lane)
       if (mask >> lane & 1) let_go(warp[lane]);
   }
@@ -164,6 +173,7 @@ uint64_t meet(const Site& site, uint64_t value, unsigned source, Deal deal) {
 void start_block(unsigned block) {
   const unsigned count = running.block.x;
   block_index.x = block;
+  start_block_clock(block);
   finished = at_barrier = 0;
   std::vector<unsigned> ranks(count);
   std::iota(ranks.begin(), ranks.end(), 0);
@@ -177,6 +187,7 @@ void start_block(unsigned block) {
     by_rank[ranks[i]] = &thread;
     thread.finished = thread.waits = false;
     thread.clocks = Clocks();
+    thread.watch = Watch();
     thread.clocks.now = Stamp(block, i, 0, 1);
     set_runnable(thread);
   }
@@ -209,6 +220,9 @@ void sync_threads(const Site& site) {
       clocks[i] = &threads[i].clocks;
     }
     if (running.checks) order_block(clocks, running.block.x);
+    static Watch* watches[MOST_THREADS];
+    for (unsigned i = 0; i < running.block.x; ++i) watches[i] = &threads[i].watch;
+    clock_barrier(watches, running.block.x, SHARED_CYCLES);
     for (unsigned i = 0; i < running.block.x; ++i) let_go(threads[i]);
   }
   go_on();
@@ -245,6 +259,7 @@ unsigned ballot(const Site& site, bool value) {
 }
 
 void fence() {
+  clock_fence();
   if (running.checks) order_fence(current->clocks);
 }
 
@@ -259,6 +274,7 @@ void run(const Launch& launch) {
   if (launch.order == Order::reverse) std::reverse(blocks.begin(), blocks.end());
   if (launch.order == Order::permuted) std::shuffle(blocks.begin(), blocks.end(), std::mt19937_64(launch.seed));
   if (launch.checks) start_launch_memory();
+  start_launch_clock();
   for (const unsigned block : blocks) {
     start_block(block);
     if (launch.checks) start_block_memory();

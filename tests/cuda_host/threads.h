@@ -10,6 +10,7 @@
 
 #include <string>
 
+#include "clock.h"
 #include "cuda_runtime.h"
 #include "order.h"
 
@@ -24,6 +25,7 @@ struct Thread {
   uint64_t value;        // what it brings to a shuffle or vote, and after it what it takes away
   unsigned source;
   Clocks clocks;
+  Watch watch;
 
   bool started;
   char* stack;

@@ -49,7 +49,7 @@ def source_of(v: Variant) -> tuple[ASTSource, dict[str, Any]]:
         "logits": f"*{v.logits}", "grad": f"*{v.logits}", "out": f"*{v.logits}", "source": f"*{v.logits}",
         "rows": f"*{v.rows}", "index": "*i64", "slots": "*i32", "updates": "*i64", "status": "*i32", "loss": "*fp32",
         "results": "*fp32", "statistics": "*fp64" if v.statistics else "constexpr", "grad_output": "*fp32",
-        **dict.fromkeys(("size", "samples", "logits_stride", "rows_stride", "seed"), "i32"),
+        **dict.fromkeys(("size", "samples", "logits_stride", "rows_stride", "seed", "launch"), "i32"),
         **dict.fromkeys(
             ("alpha", "beta", "label_lr", "grad_scale", "normalizer", "update_normalizer", "label_scale"), "fp32"
         ),

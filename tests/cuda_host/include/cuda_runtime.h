@@ -84,6 +84,17 @@ uint64_t shuffle(const Site& site, uint64_t value, unsigned source);
 unsigned ballot(const Site& site, bool value);
 void fence();
 void atomic(const volatile void* address, size_t bytes);
+// When a load arrives by the clock (clock.h): made between departs() and departed(), waited for at wait().
+class Arrival {
+ public:
+  void departs();
+  void departed();
+  void wait() const;
+
+ private:
+  uint32_t cycles_ = 0, trips_ = 0;
+};
+
 cudaError_t launch(const cudaLaunchConfig_t& config, void (*invoke)(const void*), const void* arguments, size_t bytes);
 
 template <class T>
