@@ -65,7 +65,7 @@ class StepKernel {
   StepKernel(const Batch& batch, const Bank& bank, const Step& step, bool update, const int32_t* slots, RowResult* results)
       : batch_(batch), bank_(bank), step_(step), update_(update), slots_(slots), results_(results),
         logits_io_(kRowIO[int(batch.dtype)]), bank_io_(kRowIO[int(bank.dtype)]), n_(bank.classes),
-        whole_vectors_(n_ % kLanes == 0), scratch_(n_) {}
+        scratch_(n_) {}
 
   void run(const int32_t* order, int64_t begin, int64_t end) const {
     if (n_ <= kTileClasses) {
@@ -75,7 +75,7 @@ class StepKernel {
         tile(order + i, end - i < kLanes ? int(end - i) : kLanes);
       }
     } else {
-      for (int64_t i = begin; i < end; ++i) row(order[i], i + 1 < end ? slots_[order[i + 1]] : -1);
+      for (int64_t i = begin; i < end; ++i) row(order[i], i + 1 < end ? order[i + 1] : -1);
     }
   }
 
@@ -95,15 +95,20 @@ class StepKernel {
 
   char* grad_row(int64_t i) const { return static_cast<char*>(step_.grad) + i * n_ * element_size(batch_.dtype); }
   bool moves(int32_t slot) const { return update_ && slot >= 0; }
-  // Whole vectors of float32 are read and written where they lie, without a copy in scratch.
-  bool in_place(DType dtype) const { return whole_vectors_ && dtype == DType::float32; }
+  // float32 is read and written where it lies, without a copy in scratch.
+  bool in_place(DType dtype) const { return dtype == DType::float32; }
 
-  void row(int32_t i, int32_t next_slot) const {
+  // `next`: the row after this one, −1 if there is none.
+  void row(int32_t i, int32_t next) const {
     const int32_t slot = slots_[i];
     RowView r{};
     r.classes = n_;
     r.eu = scratch_.row(2), r.ev = scratch_.row(3);
-    if (next_slot >= 0) r.prefetch = bank_row(bank_, next_slot), r.prefetch_bytes = n_ * element_size(bank_.dtype);
+    if (next >= 0) {
+      if (slots_[next] >= 0) r.pseudo = {bank_row(bank_, slots_[next]), n_ * element_size(bank_.dtype)};
+      r.logits = {logits_row(batch_, next), n_ * element_size(batch_.dtype)};
+      r.grad = {grad_row(next), n_ * element_size(batch_.dtype)};
+    }
     r.x = read(logits_io_, batch_.dtype, logits_row(batch_, i), scratch_.row(0), r.max_x);
     if (slot >= 0)
       r.y = read(bank_io_, bank_.dtype, bank_row(bank_, slot), scratch_.row(1), r.max_y);
@@ -248,7 +253,6 @@ class StepKernel {
   RowResult* results_;
   const RowIO &logits_io_, &bank_io_;
   const int64_t n_;
-  const bool whole_vectors_;
   const Scratch scratch_;
 };
 

@@ -119,28 +119,38 @@ constexpr RowIO kRowIO[] = {
 
 // ------------------------------------------------------------------------------------------- lanes are classes
 
-// A row in float32, `classes` long and readable up to the next multiple of kLanes.
+// What the next row will touch.
+struct Ahead {
+  const char* data;
+  int64_t bytes;
+
+  void prefetch(int64_t at) const {
+    if (at < bytes) __builtin_prefetch(data + at);
+  }
+};
+
+// A row in float32, `classes` long.
 struct RowView {
   const float *x, *y;  // ŷ, ỹ
   float max_x, max_y;
-  float *eu, *ev;  // to hold e^u, e^v
+  float *eu, *ev;  // to hold e^u, e^v, writable up to the next multiple of kLanes
   int64_t classes;
-  const char* prefetch;  // the next row of the bank
-  int64_t prefetch_bytes;
+  Ahead pseudo, logits, grad;
 };
 
-// f(u, v, offset) for every vector of the row; lanes past its end get u = v = −200, whose exponential is 0.
+// f(u, v, offset, lanes) for every vector of the row; lanes past its end get u = v = −200, whose exponential is 0.
 template <class F>
 inline void for_each_vector(const RowView& r, int64_t begin, int64_t end, F f) {
   const float *const x = r.x, *const y = r.y;
   const Vec max_x = splat(r.max_x), max_y = splat(r.max_y);
   int64_t j = begin;
-  for (; j + kLanes <= end; j += kLanes) f(load(x + j) - max_x, load(y + j) - max_y, j);
+  for (; j + kLanes <= end; j += kLanes) f(load(x + j) - max_x, load(y + j) - max_y, j, AllLanes{});
   if (j < end) {
     IntVec lane;
     for (int i = 0; i < kLanes; ++i) lane[i] = i;
     const IntVec inside = lane < int32_t(end - j);
-    f(inside ? load(x + j) - max_x : splat(-200), inside ? load(y + j) - max_y : splat(-200), j);
+    const FirstLanes left{int(end - j)};
+    f(inside ? load_lanes(x + j, left) - max_x : splat(-200), inside ? load_lanes(y + j, left) - max_y : splat(-200), j, left);
   }
 }
 
@@ -152,14 +162,13 @@ Sums<float> sum_row(const RowView& r, bool& agreement) {
   double p = 0, q = 0, pu = 0, d = 0;
   Vec both = splat(-INFINITY);
   float *const eu_row = r.eu, *const ev_row = r.ev;
-  const char* const next = r.prefetch;
-  const int64_t next_bytes = r.prefetch_bytes;
+  const Ahead pseudo = r.pseudo, logits = r.logits, grad = r.grad;
   for (int64_t begin = 0; begin < r.classes; begin += kBlock) {
     const int64_t end = begin + kBlock < r.classes ? begin + kBlock : r.classes;
     Sums<Vec> sums;
-    for_each_vector(r, begin, end, [&](Vec u, Vec v, int64_t j) {
-      // Bank rows lie anywhere in memory; without this their first touch waits for DRAM.
-      if (j * 4 < next_bytes) __builtin_prefetch(next + j * 4);
+    for_each_vector(r, begin, end, [&](Vec u, Vec v, int64_t j, auto) {
+      // Without this the first touch waits for DRAM: of a bank row always, of the others after a network has run.
+      pseudo.prefetch(j * 4), logits.prefetch(j * 4), grad.prefetch(j * 4);
       Vec e[2];
       exp({u, v}, e);
       const Vec eu = e[0], ev = e[1];
@@ -193,17 +202,17 @@ inline Row<Vec> broadcast(const Row<float>& r) {
           splat(r.class_grad), splat(r.entropy_grad), splat(r.pseudo_grad), splat(r.rate_p), splat(r.rate_q)};
 }
 
-// grad and moved may be r.eu and r.ev. Whole vectors are written, past the row's end too.
+// grad and moved may be r.eu and r.ev.
 template <ClassLoss L, bool kUpdate>
 void write_gradient(const RowView& r, const Row<float>& row, const float* y, float largest, float* grad, float* moved) {
   const Row<Vec> c = broadcast(row);
   const Vec limit = splat(largest);
   const float *const eu_row = r.eu, *const ev_row = r.ev;
-  for_each_vector(r, 0, r.classes, [&](Vec u, Vec v, int64_t j) {
+  for_each_vector(r, 0, r.classes, [&](Vec u, Vec v, int64_t j, auto lanes) {
     const Vec eu = load(eu_row + j), ev = load(ev_row + j);
     const Vec g = gradient<L>(c, u, v, eu, ev), d = kUpdate ? descent<L>(c, u, v, eu, ev) : Vec{};
-    store(grad + j, g);
-    if (kUpdate) store(moved + j, min(max(load(y + j) - d, -limit), limit));
+    store_lanes(grad + j, g, lanes);
+    if (kUpdate) store_lanes(moved + j, min(max(load_lanes(y + j, lanes) - d, -limit), limit), lanes);
   });
 }
 

@@ -43,6 +43,34 @@ inline void write(void* p, T v) {
   memcpy(p, &v, sizeof v);
 }
 
+// How many lanes a load or store touches: all, or the first so many, of which there is one of each at the end of a row.
+struct AllLanes {};
+struct FirstLanes {
+  int count;
+};
+
+inline Vec load_lanes(const float* p, AllLanes) { return read<Vec>(p); }
+inline void store_lanes(float* p, Vec v, AllLanes) { write(p, v); }
+
+// The other lanes are 0, and their memory is not touched.
+inline Vec load_lanes(const float* p, FirstLanes first) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(__mmask16((1u << first.count) - 1), p);
+#else
+  Vec v{};
+  memcpy(&v, p, first.count * sizeof(float));
+  return v;
+#endif
+}
+
+inline void store_lanes(float* p, Vec v, FirstLanes first) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, __mmask16((1u << first.count) - 1), v);
+#else
+  memcpy(p, &v, first.count * sizeof(float));
+#endif
+}
+
 // Where a lane of a is NaN: b. The instruction's own semantics; `a > b ? a : b` becomes a compare and a blend in GCC 12.
 inline Vec max(Vec a, Vec b) {
 #if defined(__AVX512F__)
