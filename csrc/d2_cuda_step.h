@@ -294,11 +294,14 @@ __device__ __forceinline__ void step_long_rows(const StepArguments& a, SampleTyp
 
 // Threads of an SM at a time, by which ptxas bounds registers: 128 a thread, 168 with 32 elements. Other losses than the default
 // would spill some with so few. Each warp has up to 8 KiB of loads in flight, several times what DRAM latency asks for.
-template <ClassLoss L, int kElements>
-constexpr int kThreadsOfSM = (kElements <= 16 ? 512 : 384) - (L == ClassLoss::kl_reverse ? 0 : 128);
+template <ClassLoss L, int kThreads, int kElements>
+constexpr int blocks_of_sm() {
+  const int threads = (kElements <= 16 ? 512 : 384) - (L == ClassLoss::kl_reverse ? 0 : 128);
+  return threads < kThreads ? 1 : threads / Team<kThreads>::kBlock;
+}
 
 template <ClassLoss L, int kThreads, int kElements, int kVector, bool kLong>
-__global__ void __launch_bounds__(Team<kThreads>::kBlock, kThreadsOfSM<L, kElements> / Team<kThreads>::kBlock)
+__global__ void __launch_bounds__(Team<kThreads>::kBlock, blocks_of_sm<L, kThreads, kElements>())
     step_kernel(const __grid_constant__ StepArguments a) {
   using TeamType = Team<kThreads>;
   __shared__ Search<TeamType> search;
