@@ -172,7 +172,7 @@ class Mutant(NamedTuple):
 
 
 STEP, SLICE = "d2_cuda_step.h", "d2_cuda_slice.h"
-FETCH = "InFlight<Words>(reinterpret_cast<const Words*>(row.data + int64_t(at) * 4));"
+FETCH = "fetched.vectors[k / kVector] = InFlight<Words>(reinterpret_cast<const Words*>(row.data + int64_t(at) * 4));"
 BOTH = "arrive(x_coming, logits, slice, x); if (!with"
 MUTANTS = {
     "half the registers": Mutant(STEP, "? 512 : 384", "? 1024 : 768", "a stack of"),
@@ -186,8 +186,10 @@ MUTANTS = {
         f"0 {STORE}",
     ),
     "one load waits for another": Mutant(
-        SLICE, FETCH, f"{FETCH} if (k + kVector < kElements) const_cast<RowAt&>(row).data += "
-        "fetched.vectors[k / kVector].get().x & 4;", "waits for a load|in blocks of"
+        SLICE,
+        FETCH,
+        f"{{ {FETCH} const_cast<RowAt&>(row).data += fetched.vectors[k / kVector].get().x & 4; }}",
+        "waits for a load|in blocks of",
     ),
     "a row read again": Mutant(
         STEP, "derive<L>(team, row, largest, x, y); if",
