@@ -40,7 +40,9 @@ def _parameters():
         marks = list(getattr(parameter, "marks", ()))
         if _name(check) not in FAST:
             marks.append(pytest.mark.slow)
-        yield pytest.param(estimator, check, marks=marks, id=str(check)[:120])
+        # No address of a function: the processes of `pytest -n` must have the same names.
+        details = [f"{name}={value}" for name, value in getattr(check, "keywords", {}).items()]
+        yield pytest.param(estimator, check, marks=marks, id="-".join([_name(check), *details]))
 
 
 @pytest.mark.parametrize(("estimator", "check"), list(_parameters()))

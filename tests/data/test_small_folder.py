@@ -120,8 +120,8 @@ def test_a_damaged_image_is_named_or_replaced_by_the_mean_colour(tmp_path, conte
 
 def test_what_cannot_be_read_is_an_error_even_where_bad_images_are_skipped(tmp_path):
     write(tmp_path)
-    (tmp_path / "train/a/gone.png").symlink_to("nowhere")
-    with pytest.raises(DataError, match=r"cannot read a/gone\.png: .*No such file"):
+    (tmp_path / "train/a/gone.png").symlink_to("gone.png")
+    with pytest.raises(DataError, match=r"cannot read a/gone\.png: .*Too many levels"):
         load_folder(tmp_path, CPU, SKIP)
 
 

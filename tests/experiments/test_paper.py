@@ -55,7 +55,7 @@ def test_what_the_variants_of_each_table_set_and_what_the_paper_has_there():
         variants = TABLES[name].variants(RECIPES[dataset].config)
         assert [(variant.title, variant.overrides, variant.paper) for variant in variants] == [
             ("labels alone", {"stages": (1,)}, labels_alone),
-            ("all labels", {"stages": (1,), "num_labels": 0}, Paper(None, None, None)),
+            ("all labels", {"stages": (1,), "num_labels": 0, "num_labels_per_class": ()}, Paper(None, None, None)),
             ("R2-D2", {"stages": (2, 3)}, r2d2),
         ]
         assert [variant.start and variant.start.name for variant in variants] == [None, None, "stage1"]

@@ -109,7 +109,8 @@ def test_the_smallest_and_odd_sizes_work_and_others_are_refused():
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_and_the_accepted_ones(name, nearest):
-    accepted = "accepted: small, lenet2d, convlarge, shake26-96, resnet18, linear, mlp, torchvision:NAME, timm:NAME"
+    accepted = "accepted: small, lenet2d, convlarge, wrn-28-2, shake26-96, resnet18, linear, mlp, "
+    accepted += "torchvision:NAME, timm:NAME"
     suggested = f" the nearest is {nearest}.*;" if nearest else ""
     with pytest.raises(ValueError, match=f"unknown backbone '{name}';{suggested} {accepted}"):
         make_model(name, 10, 3, 32)

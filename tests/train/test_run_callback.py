@@ -45,15 +45,21 @@ def beside_another(tmp_path, monkeypatch):
     asked, saved = [], []
     monkeypatch.setattr(checkpoint, "save_checkpoint", lambda *state: saved.append(len(asked)))
     others = []
-    ranks = SimpleNamespace(count=2, rank=1, any=lambda flag: asked.append(flag) or others.pop(0) or flag)
+    monkeypatch.setattr(
+        checkpoint, "state", SimpleNamespace(tensors=lambda trainer: {}, values=lambda trainer: {"losses": [0.5]})
+    )
+    ranks = SimpleNamespace(
+        count=2,
+        rank=1,
+        any=lambda flag: asked.append(flag) or others.pop(0) or flag,
+        on_first=lambda function: None,
+    )
     trainer = SimpleNamespace(
         config=CONFIG,
         ranks=ranks,
         schedule=make_schedule(CONFIG, 8, 112),
         position=SimpleNamespace(epoch=2, step=1),
         history=[],
-        values=lambda: {"losses": [0.5]},
-        tensors=dict,
     )
     return RunCallback(trainer, tmp_path, Console(quiet=True)), trainer, others, asked, saved
 
