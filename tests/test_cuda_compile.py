@@ -96,7 +96,12 @@ def unlike_rows(code: Code) -> Iterator[str]:
     counts = Counter(sum(i.opcode == LOAD for i in block.instructions) for block in blocks)
     # The search asks for two vectors of the index at a time, before its loop and in it.
     wanted = Counter({step.elements // 4: 2 * passes}) + Counter({2: 2})
-    if counts != wanted:
+    if step.elements == 8 and counts == Counter({1: 4}) + Counter({2: 2}):
+        # For sm_100 the compiler jumps over the second vector of a row where it is not there; still nothing waits in between.
+        loads = [number for number, block in enumerate(code.blocks.values()) if block in blocks]
+        between = list(code.blocks.values())[loads[-4] : loads[-1] + 1]
+        yield from waits([instruction for block in between for instruction in block.instructions])
+    elif counts != wanted:
         yield f"{LOAD} in blocks of {sorted(counts.elements())}, not {sorted(wanted.elements())}"
     for block in blocks:
         at = [number for number, instruction in enumerate(block.instructions) if instruction.opcode == LOAD]
