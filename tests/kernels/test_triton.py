@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from r2d2fast import FusedD2Loss, d2_step, reference
+from r2d2fast import BankError, FusedD2Loss, d2_step, reference
 from r2d2fast._backends import triton
 from r2d2fast.options import CLASS_LOSSES, StepOptions
 from r2d2fast.testing import make_bank
@@ -63,6 +63,19 @@ def test_long_rows_keep_all_rules(class_loss):
     found, exact = (criterion.read_statistics() for criterion in criteria)
     assert found == pytest.approx(exact, rel=1e-5)
     assert found["agreement"] > 0
+
+
+@pytest.mark.parametrize("classes", [10, LONG])
+def test_a_step_that_was_cut_short_is_noticed(classes):
+    """Its programs have left a ticket behind: no later loss is a number until the bank is mended."""
+    logits, index, bank = torch.randn(6, classes), torch.arange(6), make_bank(9, classes)
+    bank.status[0] = 12345
+    for _ in range(2):
+        assert d2_step(logits, index, bank, backend="triton")[0].isnan()
+    with pytest.raises(BankError, match="cut short"):
+        bank.check()
+    bank.load_state_dict(bank.state_dict())
+    assert d2_step(logits, index, bank, backend="triton")[0].isfinite()
 
 
 @pytest.mark.parametrize("classes", [7, 30, 1000, LONG])

@@ -78,5 +78,11 @@ class TheoremMetrics:
 
     def _sums(self) -> Tensor:
         rows = self.bank.pseudo_logits
-        pieces = rows.split(max(_ELEMENTS // rows.shape[1], 1))
-        return torch.cat([piece.double().sum(1, keepdim=True) for piece in pieces])
+        size = max(_ELEMENTS // rows.shape[1], 1)
+        sums = torch.empty(len(rows), 1, dtype=torch.float64, device=rows.device)
+        # One scratch for all pieces: freed and allocated for each, between sums that stay, they came to take as much memory as a
+        # float64 copy of the bank (glibc, 262 144 x 1000, now and then).
+        scratch = torch.empty(min(size, len(rows)), rows.shape[1], dtype=torch.float64, device=rows.device)
+        for piece, sums_of_piece in zip(rows.split(size), sums.split(size), strict=True):
+            torch.sum(scratch[: len(piece)].copy_(piece), 1, keepdim=True, out=sums_of_piece)
+        return sums
