@@ -3,12 +3,11 @@
 import copy
 import json
 import math
-import mmap
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from r2d2fast.data.dataset import Augmentation, Dataset
 from r2d2fast.data.errors import DataError
+from r2d2fast.data.file_rows import FileRows
 from r2d2fast.data.names import Names, Numbers
 from r2d2fast.data.order import Batch
 from r2d2fast.data.preprocessing import Preprocessing
@@ -25,17 +25,13 @@ DTYPES = (torch.float16, torch.float32, torch.float64)
 SHARE_OF_FREE_MEMORY = 0.25
 # Rows are examined so many bytes at a time, in float64.
 _PIECE = 2**24
-# A page that is read stays in the process's memory, and Linux brings in those around it, 64 KiB in all; when so many bytes may
-# have come in, they are given back, and stay in the system's cache, from which they come back within microseconds. Linux 6.18
-# brings in more where ext4 keeps a file in larger pieces: rows in random order made all of a file of 2 GB count as resident.
-_AROUND, _MOST_MAPPED = 2**16, 2**28
 
 
 class Embeddings:
     """One part of a data set of embeddings (``Images``, whose batches are float32 ``[B, D]`` here, as the rows are).
 
     The rows stay in their own type: of float16 no larger copy is ever made. They are kept on the device where they take at most
-    half of its free memory, and otherwise where they are; of a mapped file no more than 256 MiB stay in the process's memory.
+    half of its free memory, and otherwise where they are; those of a mapped file are read from it, batch by batch.
 
     Args:
         rows: float16, float32 or float64 ``[M, D]``, a tensor or an array, perhaps a mapped one; not copied if its rows are
@@ -53,11 +49,12 @@ class Embeddings:
     """
 
     def __init__(self, rows: Tensor | np.ndarray, device: torch.device, name: str = "X") -> None:
-        mapping = None
+        file = None
         if isinstance(rows, np.ndarray):
             if rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
                 raise DataError(f"{name} is {rows.dtype}; accepted: float16, float32, float64")
-            mapping = _mapping(rows)
+            rows = _contiguous(rows)
+            file = FileRows.of(rows) if rows.ndim == 2 else None
             rows = _as_tensor(rows)
         if rows.dtype not in DTYPES or rows.ndim != 2 or rows.shape[1] == 0:
             raise DataError(
@@ -67,8 +64,7 @@ class Embeddings:
         self.shape = (rows.shape[1],)
         self.bad_images: dict[str, str] = {}  # nothing is left to decode
         self._device = device
-        self._mapping = mapping
-        self._touched = 0
+        self._file = file
         self._rows = rows.detach()
         self._take_along()
         self.preprocessing = Preprocessing("embeddings", self.shape)
@@ -97,8 +93,7 @@ class Embeddings:
         # Once for the whole order: each copy to a GPU from ordinary memory makes the host wait.
         indices = torch.cat([batch.samples for batch in order]).to(self._rows.device).split(sizes)
         for index in indices:
-            rows = self._rows.index_select(0, index)
-            self._give_back(len(index) * max(_AROUND, self._rows.stride(0) * self._rows.element_size()))
+            rows = self._rows.index_select(0, index) if self._file is None else self._file.read(index)
             if rows.device != self._device:
                 rows = rows.pin_memory().to(self._device, non_blocking=True)
             yield rows.float()
@@ -107,13 +102,7 @@ class Embeddings:
         """Keep the rows on the device, where they fit."""
         rows, device = self._rows, self._device
         if device.type == "cuda" and rows.device != device and rows.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
-            self._rows, self._mapping = rows.to(device), None
-
-    def _give_back(self, touched: int) -> None:
-        self._touched += touched
-        if self._mapping is not None and self._touched > _MOST_MAPPED:
-            self._mapping.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
+            self._rows, self._file = rows.to(device), None
 
     def _examine(self, name: str) -> tuple[Tensor, Tensor]:
         """Mean and deviation; pieces are put together by the formula of Chan, Golub and LeVeque (1979)."""
@@ -132,7 +121,8 @@ class Embeddings:
             squares += values.square_().sum(0) + difference.square() * (count * len(piece) / total)
             mean += difference * (len(piece) / total)
             count = total
-            self._give_back(piece.nbytes)
+            if self._file is not None:
+                self._file.forget()
         std = (squares / max(count, 1)).sqrt()
         constant = std <= 4 * torch.finfo(torch.float32).eps * mean.abs()
         return mean.float().cpu(), torch.where(constant, 1.0, std).float().cpu()
@@ -144,24 +134,18 @@ def _refuse(values: Tensor, first: int, name: str) -> NoReturn:
     raise DataError(f"{name} has {kind} in row {first + row}, column {column}; mend the row or leave it out")
 
 
-def _as_tensor(array: np.ndarray) -> Tensor:
-    """Without a copy where the rows are contiguous and of this machine's byte order."""
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """Copied unless rows are contiguous and of this machine's byte order."""
     native = array.dtype.newbyteorder("=")
     if array.dtype != native or array.ndim != 2 or array.strides[1] != array.itemsize or array.strides[0] < 0:
-        array = np.ascontiguousarray(array, native)
+        return np.ascontiguousarray(array, native)
+    return array
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nobody writes
         return torch.from_numpy(array)
-
-
-def _mapping(array: np.ndarray) -> mmap.mmap | None:
-    """The mapped file that the array is a view of, if its pages may be given back: not those of a private copy (mode ``"c"``)."""
-    owner: Any = array
-    while owner is not None and not isinstance(owner, mmap.mmap):
-        if getattr(owner, "mode", None) == "c":
-            return None
-        owner = getattr(owner, "base", None)
-    return owner if hasattr(mmap, "MADV_DONTNEED") else None
 
 
 # --- a folder ------------------------------------------------------------------------------------------------------

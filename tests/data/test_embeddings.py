@@ -1,12 +1,14 @@
-import mmap
+import os
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
 
+from bench.memory import process_memory
 from r2d2fast.data import Augmentation, Batch, DataError, Embeddings, consecutive_batches, load_embeddings
 from r2d2fast.data import embeddings as module
+from r2d2fast.data.file_rows import FileRows
 
 CPU = torch.device("cpu")
 
@@ -113,33 +115,54 @@ def test_augmentations_of_images_are_refused(augmentation):
     assert list(part.batches([], Augmentation(), 0)) == []
 
 
-class Recording:
-    """Stands for a mapping; what is given back is counted."""
-
-    def __init__(self):
-        self.advices = []
-
-    def madvise(self, advice):
-        self.advices.append(advice)
-
-
-def test_pages_of_a_mapped_file_are_given_back(tmp_path, monkeypatch):
+@pytest.fixture
+def mapped(tmp_path):
     np.save(tmp_path / "x.npy", matrix())
-    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    part = Embeddings(np.asarray(mapped)[2:], CPU)
-    assert isinstance(part._mapping, mmap.mmap)
-    monkeypatch.setattr(module, "_MOST_MAPPED", 20 * module._AROUND)
-    part._mapping, part._touched = Recording(), 0
-    rows = everything(part)  # 38 rows in batches of 16, 16 and 6
-    assert part._mapping.advices == [mmap.MADV_DONTNEED]
-    np.testing.assert_array_equal(rows.numpy(), matrix()[2:])
+    return np.load(tmp_path / "x.npy", mmap_mode="r")
 
 
-def test_a_private_copy_keeps_its_pages(tmp_path):
+@pytest.mark.parametrize("part", [np.s_[:], np.s_[2:], np.s_[1:-1:3], np.s_[:, 2:]], ids=str)
+def test_rows_of_a_mapped_file_are_read_from_it(mapped, part):
+    rows = Embeddings(np.asarray(mapped)[part], CPU)
+    assert isinstance(rows._file, FileRows) == (mapped[part].strides[1] == 4)
+    np.testing.assert_array_equal(everything(rows).numpy(), matrix()[part])
+    picked = torch.tensor([3, 0, 3])
+    (batch,) = rows.batches([Batch(picked, None, 3)], None, 0)
+    np.testing.assert_array_equal(batch.numpy(), matrix()[part][[3, 0, 3]])
+
+
+def test_pages_of_a_mapped_file_do_not_stay_in_memory(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2000, 4096), np.float32))  # 33 MB
+    before = process_memory("RssFile")
+    part = Embeddings(np.load(tmp_path / "x.npy", mmap_mode="r"), CPU)
+    everything(part)
+    assert process_memory("RssFile") - before < 10e6
+
+
+def test_a_private_copy_is_no_file_s_rows(tmp_path):
     np.save(tmp_path / "x.npy", matrix())
     private = np.load(tmp_path / "x.npy", mmap_mode="c")
-    assert Embeddings(np.asarray(private), CPU)._mapping is None
-    assert Embeddings(matrix(), CPU)._mapping is None
+    private[0] = 7
+    part = Embeddings(np.asarray(private), CPU)
+    assert part._file is None
+    np.testing.assert_array_equal(everything(part)[0].numpy(), private[0])
+    assert Embeddings(matrix(), CPU)._file is None
+
+
+def test_a_file_that_is_another_one_by_now_is_not_read(mapped, tmp_path):
+    (tmp_path / "x.npy").unlink()
+    assert Embeddings(mapped, CPU)._file is None
+    np.save(tmp_path / "x.npy", matrix() + 1)
+    part = Embeddings(mapped, CPU)
+    assert part._file is None
+    np.testing.assert_array_equal(everything(part).numpy(), matrix())
+
+
+def test_a_file_that_has_become_shorter_is_named(mapped, tmp_path):
+    part = Embeddings(mapped, CPU)
+    os.truncate(tmp_path / "x.npy", (tmp_path / "x.npy").stat().st_size - 1)
+    with pytest.raises(DataError, match=r"x\.npy ends before row 39; it has changed since it was opened: start again"):
+        everything(part)
 
 
 # --- a folder
@@ -167,7 +190,7 @@ def test_a_folder_is_a_data_set(folder):
     assert data.test_labels.tolist() == [number % 3 for number in range(40, 48)]
     assert (data.train_names[0], data.train_names[39]) == ("é0.jpg", "é39.jpg")
     np.testing.assert_array_equal(everything(data.test).numpy(), matrix(48)[40:])
-    assert data.train._mapping is None  # small: read
+    assert data.train._file is None  # small: read
 
 
 def test_without_what_is_optional(folder):
@@ -189,13 +212,13 @@ def test_safetensors(folder, monkeypatch, mapped):
     save_file({"embeddings": matrix(48)[:40]}, folder / "train.safetensors", {"made by": "me"})
     data = load_embeddings(folder, CPU)
     np.testing.assert_array_equal(everything(data.train).numpy(), matrix(48)[:40])
-    assert (data.train._mapping is not None) == mapped
+    assert (data.train._file is not None) == mapped
 
 
 def test_a_large_file_is_mapped(folder, monkeypatch):
     monkeypatch.setattr(module, "_free_memory", lambda: 4 * (40 * 7 * 2) - 1)
     data = load_embeddings(folder, CPU)
-    assert data.train._mapping is not None
+    assert data.train._file is not None
     np.testing.assert_array_equal(everything(data.train).numpy(), matrix(48, dtype=np.float16)[:40])
 
 
