@@ -92,6 +92,10 @@ class Stage2:
     lrs: Numbers
     """Learning rates, comma separated: the first holds until the first reprediction, each other one from a reprediction on."""
 
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """Between two predictions the learning rate stays as it is (constant), or falls along a cosine to zero (cosine), so that a
+    network that has settled predicts."""
+
 
 @with_help_texts
 @dataclass(frozen=True, kw_only=True)

@@ -134,13 +134,17 @@ def _print_time(trainer: Trainer, console: Console) -> None:
 
 
 def _runs(schedule: list[Epoch]) -> list[tuple[int, Epoch]]:
-    """Each epoch with the number of its run; a new one begins with a stage, a prediction or another learning rate."""
+    """Each epoch with the number of its run; a new one begins with a stage, a prediction, another learning rate or cosine."""
     number, numbered = 0, []
     for before, epoch in zip([None, *schedule], schedule, strict=False):
-        if before is not None and (epoch.predicts or (before.stage, before.peak_lr) != (epoch.stage, epoch.peak_lr)):
+        if before is not None and (epoch.predicts or _lr(before) != _lr(epoch)):
             number += 1
         numbered.append((number, epoch))
     return numbered
+
+
+def _lr(epoch: Epoch) -> tuple[int, float, int]:
+    return epoch.stage, epoch.peak_lr, epoch.cosine_start
 
 
 def _batch(config: Config, stage: int) -> str:

@@ -18,6 +18,7 @@ class Epoch:
         steps: optimizer steps.
         peak_lr: learning rate of a constant schedule, or at the start of a cosine.
         cosine_epochs: epochs after which the cosine reaches zero; None for a constant learning rate.
+        cosine_start: number of the epoch with which the cosine begins.
         predicts: whether the network predicts all pseudo-logits before this epoch.
         last: whether the stage ends with this epoch.
     """
@@ -29,6 +30,7 @@ class Epoch:
     cosine_epochs: int | None
     predicts: bool
     last: bool
+    cosine_start: int = 0
 
     @property
     def repredicts(self) -> bool:
@@ -36,10 +38,10 @@ class Epoch:
         return self.stage == 2 and self.epoch > 0 and self.predicts
 
     def lr(self, step: int) -> float:
-        """Learning rate of one step: peak·½(1 + cos(πt / cosine_epochs)), t in fractional epochs."""
+        """Learning rate of one step: peak·½(1 + cos(πt / cosine_epochs)), t in fractional epochs from the cosine's start."""
         if self.cosine_epochs is None:
             return self.peak_lr
-        t = self.epoch + step / self.steps
+        t = self.epoch - self.cosine_start + step / self.steps
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * t / self.cosine_epochs))
 
 
@@ -61,9 +63,11 @@ def make_schedule(config: Config, labelled: int, unlabelled: int, ranks: int = 1
     if 2 in config.stages:
         for e in range(two.epochs):
             predicts = METHODS[config.method].predicts and (e == 0 or (two.repredict and e in two.repredict_epochs))
-            lr = two.lrs[sum(e >= start for start in two.repredict_epochs)]
+            phase = sum(e >= start for start in two.repredict_epochs)
+            start, end = (0, *two.repredict_epochs, two.epochs)[phase : phase + 2]
+            cosine = end - start if two.lr_schedule == "cosine" else None
             steps = mixed_steps(unlabelled, two.unlabelled_batch, ranks)
-            schedule.append(Epoch(2, e, steps, lr, None, predicts, e == two.epochs - 1))
+            schedule.append(Epoch(2, e, steps, two.lrs[phase], cosine, predicts, e == two.epochs - 1, start))
     if 3 in config.stages:
         for e in range(three.epochs):
             predicts = e == 0 and three.hard_labels == "repredict"

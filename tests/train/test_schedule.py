@@ -46,6 +46,24 @@ def test_epochs_steps_predictions_and_stage_ends_against_hand_made_values():
     ]
 
 
+@pytest.mark.parametrize("repredict", [True, False])
+def test_the_learning_rate_falls_along_a_cosine_within_each_phase_of_stage_2(repredict):
+    changes = {"lr_schedule": "cosine", "repredict": repredict, "lrs": (0.12, 0.08, 0.04)}
+    schedule = make_schedule(config(stage2=changes), labelled=50, unlabelled=1387)
+    # Phases of 3, 1 and 2 epochs of 14 steps.
+    rates = [(e.lr(0), e.lr(7)) for e in schedule[3:9]]
+    expected = [
+        (0.12, 0.12 * math.cos(math.pi / 12) ** 2),
+        (0.12 * math.cos(math.pi / 6) ** 2, 0.12 * 0.5),
+        (0.12 * math.cos(math.pi / 3) ** 2, 0.12 * math.cos(math.pi * 5 / 12) ** 2),
+        (0.08, 0.08 * 0.5),
+        (0.04, 0.04 * math.cos(math.pi / 8) ** 2),
+        (0.04 * 0.5, 0.04 * math.cos(math.pi * 3 / 8) ** 2),
+    ]
+    for found, hand_made in zip(rates, expected, strict=True):
+        assert found == pytest.approx(hand_made)
+
+
 def test_learning_rates_against_hand_computed_values():
     schedule = make_schedule(config(), labelled=50, unlabelled=1387)
     # Stage 1: 0.05 · ½(1 + cos(π t / 4)), t in fractional epochs, three steps to an epoch.
