@@ -65,7 +65,7 @@ CIFAR10 = {
     **AUGMENTATION,
     **stage(1, epochs=300, batch=40, lr=0.05, cosine_epochs=350),
     **stage(2, epochs=600, **BATCHES, repredict_epochs=(300, 375, 450, 525), repredict=True, lrs=LRS),
-    **stage(2, weight_decay=None, distribution_alignment=False, labelled_error_limit=None),
+    **stage(2, weight_decay=None, lr_schedule="constant", distribution_alignment=False, labelled_error_limit=None),
     **stage(3, epochs=50, batch=512, lr=0.01, hard_labels="repredict"),
 }
 CONVLARGE = CIFAR10 | {"backbone": "convlarge"}
