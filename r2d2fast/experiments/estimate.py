@@ -40,8 +40,9 @@ def print_estimate(directory: Path, base: Config, runs: list[Run], ranks: Ranks,
         if config.num_labels == 0:
             labelled, unlabelled = int((trainer.data.train_labels >= 0).sum()), 0
         check_schedule(config, labelled, unlabelled, ranks.count)
-        epochs = make_schedule(config, labelled, unlabelled, ranks.count)
-        seconds = speed.seconds(epochs, len(trainer.data.test), unlabelled)
+        test = len(trainer.data.test)
+        epochs = make_schedule(config, labelled, unlabelled, ranks.count, test)
+        seconds = speed.seconds(epochs, test, unlabelled)
         finished = (run.directory / RESULTS).exists()
         left += 0 if finished else seconds
         table.add_row(

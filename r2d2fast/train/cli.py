@@ -20,7 +20,7 @@ from r2d2fast.image_options import TEST_FRACTION
 from r2d2fast.interruption import quietly_interrupted
 from r2d2fast.train.config import SEEDS, Config, Integers
 from r2d2fast.train.errors import ConfigError, LostRankError, TrainingError
-from r2d2fast.train.recipes import RECIPES, flags, is_known, override, recipe_for
+from r2d2fast.train.recipes import CHOICES, RECIPES, flags, is_known, override, recipe_for
 from r2d2fast.train.scaling import SCHEDULE, scaled
 
 # PyTorch takes seconds to import. What needs it is imported when the command line has been read, so that --help is there at once.
@@ -152,22 +152,11 @@ class _First:
     eval_only: bool = False
 
     def recipe(self) -> Config:
-        num_labels = self.num_labels
-        if num_labels is None and self.split_file is not None and self.split_file.is_file():
-            num_labels = sum(bool(line.strip()) for line in self.split_file.read_bytes().splitlines())
+        choices = {name: getattr(self, name) for name in CHOICES}
+        if self.num_labels is None and self.split_file is not None and self.split_file.is_file():
+            choices["num_labels"] = sum(bool(line.strip()) for line in self.split_file.read_bytes().splitlines())
         try:
-            recipe = recipe_for(
-                self.dataset,
-                self.data_dir,
-                num_labels=num_labels,
-                num_labels_per_class=self.num_labels_per_class,
-                optimizer=self.optimizer,
-                method=self.method,
-                backbone=self.backbone,
-                pretrained=self.pretrained,
-                download=self.download,
-                test_fraction=self.test_fraction,
-            )
+            recipe = recipe_for(self.dataset, self.data_dir, **choices)
         except (ValueError, ImportError) as error:
             raise ConfigError(str(error)) from error
         return recipe.config

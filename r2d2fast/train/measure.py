@@ -49,8 +49,8 @@ class Speed(NamedTuple):
     image: float
 
     def seconds(self, epochs: list[Epoch], test: int, unlabelled: int) -> float:
-        """What ``epochs`` take: their steps, the ``test`` images after each, the ``unlabelled`` ones at each prediction."""
-        images = len(epochs) * test + sum(epoch.predicts for epoch in epochs) * unlabelled
+        """What ``epochs`` take: their steps, the ``test`` images at evaluations, the ``unlabelled`` ones at predictions."""
+        images = sum(epoch.evaluates * test + epoch.predicts * unlabelled for epoch in epochs)
         return sum(epoch.steps * self.steps[epoch.stage] for epoch in epochs) + images * self.image
 
     def total(self, trainer: Trainer) -> float:

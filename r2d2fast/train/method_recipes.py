@@ -10,12 +10,16 @@ _WITHOUT_R2: Settings = {
     "stage2.repredict_epochs": ((), OURS),
     "stage2.lrs": ((0.03,), OURS),
     "stage2.weight_decay": (None, OURS),
+    "stage2.lr_schedule": ("constant", OURS),
     "stage2.distribution_alignment": (False, OURS),
     "stage2.labelled_error_limit": (None, OURS),
     "ema": (0.0, OURS),
 }
 # Beginnings of the names of R2-D2's own flags.
-_OF_R2D2 = ("alpha", "beta", "class_loss", "label_", "stage2.repredict", "stage2.distribution", "stage2.labelled_error")
+_OF_R2D2 = (
+    *("alpha", "beta", "class_loss", "label_"),
+    *("stage2.repredict", "stage2.lr_schedule", "stage2.distribution", "stage2.labelled_error"),
+)
 
 
 def of_method(recipe: Recipe, method: str) -> Recipe:

@@ -35,10 +35,9 @@ def draw_curves(directory: Path, rows: list[dict[str, Any]], method: str) -> Non
     axes = figure.subplots(1, len(stages), sharey=True, squeeze=False, width_ratios=widths)[0]
     for axis, stage, panel in zip(axes, stages, panels, strict=True):
         epochs = np.arange(1, len(panel) + 1)
-        test_errors = np.array(
-            [row["test_error"] for row in panel], dtype=float
-        )  # None becomes NaN, which is not drawn
-        axis.plot(epochs, test_errors, color="black", label="test error")
+        test_errors = np.array([row["test_error"] for row in panel], dtype=float)  # None becomes NaN
+        measured = np.isfinite(test_errors)
+        axis.plot(epochs[measured], test_errors[measured], color="black", label="test error")
         if stage > 1:
             label_errors = np.array([row["pseudo_label_error"] for row in panel], dtype=float)
             axis.plot(epochs, label_errors, color="tab:orange", linestyle="--", label="pseudo-label error")

@@ -125,6 +125,23 @@ _SMALL: Settings = _CIFAR10 | {
     "stage3.epochs": (5, OURS),
 }
 
+# Where few epochs have to do: one phase of D2, in which a pseudo-label averages over the networks of all epochs and ends better
+# than the last of them; then a stage 3 long enough for the network to learn that.
+_ONE_PHASE: Settings = {
+    "alpha": (1.0, OURS),
+    "beta": (0.1, OURS),
+    "label_lr": (400.0, OURS),  # the reference implementation's effective step
+    "ema": (0.99, OURS),
+    "stage2.epochs": (12, OURS),
+    "stage2.repredict_epochs": ((), OURS),
+    "stage2.lrs": ((0.05,), OURS),
+    "stage2.weight_decay": (1e-4, OURS),
+    "stage3.epochs": (4, OURS),
+    "stage3.batch": (128, OURS),
+    "stage3.lr": (0.05, OURS),
+    "stage3.hard_labels": ("pseudo", PAPER),
+}
+
 _RECIPES: dict[str, Settings] = {
     "digits": _SMALL
     | {
@@ -153,7 +170,15 @@ _RECIPES: dict[str, Settings] = {
         "stage2.repredict_epochs": ((), PAPER),
         "stage2.lrs": ((0.05,), OURS),
     },
-    "fashion-mnist": _SMALL | {"num_labels": (1000, OURS), "backbone": ("small", OURS), "flip": (True, OURS)},
+    "fashion-mnist": _SMALL
+    | _ONE_PHASE
+    | {
+        "num_labels": (1000, OURS),
+        "backbone": ("small", OURS),
+        "flip": (True, OURS),
+        "stage1.epochs": (300, OURS),
+        "stage1.cosine_epochs": (300, OURS),
+    },
     "svhn": _CIFAR10
     | {
         "num_labels": (1000, PAPER),
@@ -264,6 +289,11 @@ SMALL_FOLDER = _recipe(
 
 NAMED = ("torchvision:", "hf:")
 """What the names of data sets begin with that have no recipe of their own but that of the kind of their images."""
+CHOICES = (
+    *("num_labels", "num_labels_per_class", "optimizer", "method", "backbone", "pretrained"),
+    *("download", "test_fraction"),
+)
+"""The flags, besides those of the data set and its place, on which the values of others depend: what :func:`recipe_for` takes."""
 IN_PYTHON = "python"
 """The name of a data set that a program has made."""
 
@@ -326,18 +356,7 @@ def recipe_for(
 
 def recipe_of(config: Config) -> Recipe:
     """The recipe whose values ``config`` has where the command line has not changed them."""
-    return recipe_for(
-        config.dataset,
-        config.data_dir,
-        num_labels=config.num_labels,
-        num_labels_per_class=config.num_labels_per_class,
-        optimizer=config.optimizer,
-        method=config.method,
-        backbone=config.backbone,
-        pretrained=config.pretrained,
-        download=config.download,
-        test_fraction=config.test_fraction,
-    )
+    return recipe_for(config.dataset, config.data_dir, **{name: getattr(config, name) for name in CHOICES})
 
 
 # Within the functions what brings PyTorch with it, for which no --help needs to wait.

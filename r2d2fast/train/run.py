@@ -221,7 +221,6 @@ def summarize(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "dataset": config.dataset,
         "split": config.split,
         "seed": config.seed,
-        "num_labels": config.num_labels,
         "stages": stages,
         **{name: value for name, value in rows[-1].items() if name.startswith("test_error")},
         "seconds": sum(row["seconds"] for row in rows),

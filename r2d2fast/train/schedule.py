@@ -1,7 +1,7 @@
 """What happens at which epoch, as data: a list of epochs, each with its stage, learning rate and reprediction."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from r2d2fast.data import mixed_steps, shuffled_steps
 from r2d2fast.train.config import Config
@@ -21,6 +21,7 @@ class Epoch:
         cosine_start: number of the epoch with which the cosine begins.
         predicts: whether the network predicts all pseudo-logits before this epoch.
         last: whether the stage ends with this epoch.
+        evaluates: whether the test error is measured after it.
     """
 
     stage: int
@@ -30,6 +31,7 @@ class Epoch:
     cosine_epochs: int | None
     predicts: bool
     last: bool
+    evaluates: bool = True
     cosine_start: int = 0
 
     @property
@@ -52,8 +54,12 @@ def batch_size(config: Config, stage: int) -> int:
     return config.stage1.batch if stage == 1 else config.stage3.batch
 
 
-def make_schedule(config: Config, labelled: int, unlabelled: int, ranks: int = 1) -> list[Epoch]:
-    """All epochs of the run, in order, for so many labelled and unlabelled samples; ``config`` has been checked."""
+def make_schedule(config: Config, labelled: int, unlabelled: int, ranks: int = 1, test: int = 0) -> list[Epoch]:
+    """All epochs of the run, in order, for so many labelled, unlabelled and test samples; ``config`` has been checked.
+
+    The test error is measured when the network has been trained on as many images as there are to test on since the last time, at
+    the end of a stage, and before a reprediction: with 1000 labels an epoch takes 0.1 s, and 10 000 test images 0.7 s.
+    """
     one, two, three = config.stage1, config.stage2, config.stage3
     schedule = []
     if 1 in config.stages:
@@ -67,12 +73,20 @@ def make_schedule(config: Config, labelled: int, unlabelled: int, ranks: int = 1
             start, end = (0, *two.repredict_epochs, two.epochs)[phase : phase + 2]
             cosine = end - start if two.lr_schedule == "cosine" else None
             steps = mixed_steps(unlabelled, two.unlabelled_batch, ranks)
-            schedule.append(Epoch(2, e, steps, two.lrs[phase], cosine, predicts, e == two.epochs - 1, start))
+            schedule.append(
+                Epoch(2, e, steps, two.lrs[phase], cosine, predicts, e == two.epochs - 1, cosine_start=start)
+            )
     if 3 in config.stages:
         for e in range(three.epochs):
             predicts = e == 0 and three.hard_labels == "repredict"
             steps = shuffled_steps(labelled + unlabelled, three.batch, ranks)
             schedule.append(Epoch(3, e, steps, three.lr, three.epochs, predicts, e == three.epochs - 1))
+    trained = 0
+    for number, epoch in enumerate(schedule):
+        trained += images_seen(config, [epoch], labelled, unlabelled)
+        ends_phase = epoch.stage == 2 and epoch.epoch + 1 in two.repredict_epochs
+        schedule[number] = replace(epoch, evaluates=trained >= test or epoch.last or ends_phase)
+        trained *= not schedule[number].evaluates
     return schedule
 
 

@@ -84,7 +84,7 @@ class Trainer:
         METHODS[config.method].check(config, dataset.train)
         check_values(config, dataset.train.shape, ranks.count)
         check_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count)
-        self.schedule = make_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count)
+        self.schedule = make_schedule(config, len(self.labelled), len(self.unlabelled), ranks.count, len(dataset.test))
         self.history: list[dict[str, Any]] = []
         self.callback = Callback()
 
@@ -153,8 +153,10 @@ class Trainer:
             epoch = replace(epoch, last=True)
         if epoch.last and self.averaged is not None:
             self.model.load_state_dict(self.averaged.model.state_dict())
-            self.averaged = None  # the next stage has another
         metrics = self._measure(epoch, mean_loss, batches, seconds) | {"stopped": stopped}
+        if epoch.last:
+            # The next stage has another. Not before the evaluation: a run that is stopped in it finds what it has saved.
+            self.averaged = None
         self.history.append(metrics)
         following = list(range(self.position.epoch + 1, len(self.schedule)))
         if stopped:
@@ -231,7 +233,8 @@ class Trainer:
 
     def _measure(self, epoch: Epoch, mean_loss: float, batches: list[Batch], seconds: float) -> dict[str, Any]:
         """The metrics of an epoch whose last ``batches`` this process has trained in so many seconds."""
-        errors = self.evaluator.test_errors(self.data)
+        evaluates = epoch.evaluates or epoch.last  # the last one may only now have become it
+        errors = self.evaluator.test_errors(self.data) if evaluates else {"test_error": None}
         label_error = None
         # A bank of a million samples takes a second to look through: not where the result is that nobody knows.
         if epoch.stage > 1 and self.knows_unlabelled and (labels := self.method.hard_labels()) is not None:

@@ -134,12 +134,12 @@ def test_memory_of_network_and_bank_and_the_time_of_steps_predictions_and_evalua
     # Convolutions 144, 4608 and 18 432, their batch norms 32, 64 and 128, the classifier 640 and 10; four bytes each.
     assert "Network: 24058 parameters, 96232 bytes; as much again for gradients, and for momentum." in lines
     assert "Bank: 1387 x 10 pseudo-logits, 55480 bytes on this rank." in lines
-    # Stage 1: 6 steps, 3 · 360 test images. Stage 2: 56 steps, 4 · 360, two predictions of 1387. Stage 3: 24, 2 · 360, one.
+    # Stage 1: 6 steps, 360 test images. Stage 2: 56 steps, 4 · 360, two predictions of 1387. Stage 3: 24, 2 · 360, one.
     assert lines[-4:] == [
-        "Stage 1: 500 ms a step, about 14 s.",
+        "Stage 1: 500 ms a step, about 7 s.",
         "Stage 2: 500 ms a step, about 70 s.",
         "Stage 3: 500 ms a step, about 33 s.",
-        "9 epochs, 86 steps, about 117 s in all.",
+        "9 epochs, 86 steps, about 110 s in all.",
     ]
     narrow = plan(replace(PLANNED, bank_dtype="bfloat16"))
     assert "Bank: 1387 x 10 pseudo-logits, 27740 bytes on this rank." in narrow

@@ -46,6 +46,19 @@ def test_epochs_steps_predictions_and_stage_ends_against_hand_made_values():
     ]
 
 
+def test_the_test_error_is_measured_after_as_many_images_as_it_takes_and_at_the_end_of_phases():
+    def evaluated(test):
+        schedule = make_schedule(config(), labelled=50, unlabelled=1387, test=test)
+        return [(e.stage, e.epoch) for e in schedule if e.evaluates]
+
+    ends = [(1, 2), (2, 2), (2, 3), (2, 5), (3, 1)]
+    assert evaluated(50) == [(e.stage, e.epoch) for e in make_schedule(config(), 50, 1387)]
+    assert evaluated(100) == sorted({*ends, (1, 1), (2, 0), (2, 1), (2, 4), (3, 0)})
+    # An epoch of stage 2 has 14 batches of 128 images, the first of stage 3 as many images as there are.
+    assert evaluated(3000) == sorted({*ends, (2, 1)})
+    assert evaluated(1_000_000) == ends
+
+
 @pytest.mark.parametrize("repredict", [True, False])
 def test_the_learning_rate_falls_along_a_cosine_within_each_phase_of_stage_2(repredict):
     changes = {"lr_schedule": "cosine", "repredict": repredict, "lrs": (0.12, 0.08, 0.04)}

@@ -20,6 +20,7 @@ from r2d2fast.train.ranks import Ranks
 from tests.train.small_data import (
     CONFIG,
     EPOCHS,
+    EVALUATIONS,
     STEPS,
     Calling,
     all_images,
@@ -176,7 +177,7 @@ def test_augmentation_of_each_stage_and_no_two_images_by_the_same_random_numbers
     assert [one.cutout for _, one in calls] == [3, 3, 0, 0, 0, 0, 3, 3]
     assert {(one.translate, one.flip, one.border) for _, one in calls} == {(2, True, "reflect")}
     assert [n for n, (_, one) in enumerate(trainer.data.train.calls) if one is None] == [2, 5, 8]  # the predictions
-    assert [one for _, one in trainer.data.test.calls] == [None] * EPOCHS
+    assert [one for _, one in trainer.data.test.calls] == [None] * EVALUATIONS
     keys = torch.cat([batch.keys for order, _ in calls for batch in order])
     assert len(keys) == 2 * 8 + 4 * 4 * 29 + 2 * 120
     assert len(keys.unique()) == len(keys)
