@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.implementations import implementations
+from bench.passes import Passes
 from bench.workload import Step, Workload
 from r2d2fast.train.threads import cpu_threads
 
@@ -45,6 +46,7 @@ def prepare(workload: Workload) -> dict[str, Step]:
 
 
 def measure(workload: Workload, threads: int, rounds: int) -> Timing:
+    """Calls back to back: all that a step touches twice, but the bank's rows, stays in the caches."""
     with cpu_threads(threads):
         steps = prepare(workload)
         calls = {name: math.ceil(SAMPLE_SECONDS / _sample(step, workload, 3)) for name, step in steps.items()}
@@ -54,6 +56,18 @@ def measure(workload: Workload, threads: int, rounds: int) -> Timing:
                 seconds[name].append(_sample(step, workload, calls[name]))
     batch, classes = workload.logits.shape
     return Timing(batch, classes, threads, seconds)
+
+
+def measure_in_training(workload: Workload, rounds: int) -> Timing:
+    """One call between the forward and the backward pass of a network, on one thread."""
+    with cpu_threads(1):
+        steps, passes = prepare(workload), Passes(workload)
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(rounds):
+            for name, step in steps.items():
+                seconds[name].append(passes.sample(step))
+    batch, classes = workload.logits.shape
+    return Timing(batch, classes, 1, seconds)
 
 
 def _sample(step: Step, workload: Workload, calls: int) -> float:

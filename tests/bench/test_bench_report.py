@@ -9,7 +9,9 @@ import bench.__main__ as command
 from bench import measure, table
 from bench.implementations import IMPLEMENTATIONS
 from bench.measure import Timing
+from bench.passes import Passes
 from bench.targets import compare
+from bench.workload import Workload
 
 
 def timing(threads, *, ours, eager, batch=1024, classes=1000):
@@ -61,6 +63,23 @@ def test_tables_state_rates_targets_and_comparisons():
     assert cells == ["1024 x 1000", "1", "d2_step", "(a) eager autograd", "8.00", "≥ 8.50", "**not met**"]
 
 
+def test_in_training_a_step_stands_between_two_passes_of_a_network(monkeypatch):
+    workload = Workload(4, 10, rows=20)
+    passes = Passes(workload)
+    workload.logits.fill_(torch.nan)
+    gradients = []
+
+    def step(index):
+        assert torch.isfinite(workload.logits).all(), "the forward pass has written the logits"
+        return None, torch.ones_like(workload.logits)
+
+    monkeypatch.setattr(torch.Tensor, "backward", lambda output, gradient: gradients.append((output.shape, gradient)))
+    assert passes.sample(step) > 0
+    ((shape, gradient),) = gradients
+    assert shape == (4, 10)
+    assert torch.equal(gradient, torch.ones(4, 10))
+
+
 def test_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "QUICK", command.Settings(shapes=((12, 10),), threads=(1,), rounds=2, rows=20))
     monkeypatch.setattr(command, "step_memory", lambda name: 1.0)
@@ -71,7 +90,8 @@ def test_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys):
     result = json.loads((tmp_path / "bench.json").read_text())
     assert "(a) eager autograd" in printed
     assert f"- torch: {torch.__version__}" in printed
-    (one,) = result["timings"]
-    assert {len(samples) for samples in one["seconds"].values()} == {2}
-    assert {c["baseline"] for c in result["comparisons"] if c["ours"] == "d2_step"} == set("ade")
+    for section in (result["in training"], result["back to back"]):
+        (one,) = section["timings"]
+        assert {len(samples) for samples in one["seconds"].values()} == {2}
+        assert {c["baseline"] for c in section["comparisons"] if c["ours"] == "d2_step"} == set("ade")
     assert result["memory"] == {"d2_step": 1.0, "module": 1.0}
