@@ -16,10 +16,7 @@ _WITHOUT_R2: Settings = {
     "ema": (0.0, OURS),
 }
 # Beginnings of the names of R2-D2's own flags.
-_OF_R2D2 = (
-    *("alpha", "beta", "class_loss", "label_"),
-    *("stage2.repredict", "stage2.lr_schedule", "stage2.distribution", "stage2.labelled_error"),
-)
+_OF_R2D2 = ("alpha", "beta", "class_loss", "label_", "stage2.repredict", "stage2.distribution", "stage2.labelled_error")
 
 
 def of_method(recipe: Recipe, method: str) -> Recipe:

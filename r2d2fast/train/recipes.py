@@ -48,16 +48,9 @@ def _recipe(name: str, settings: Settings) -> Recipe:
     config = Config(dataset=name, **values, stage1=kinds[0], stage2=kinds[1], stage3=kinds[2])
     sources = dict.fromkeys(("alpha", "beta", "class_loss"), PAPER)
     sources |= dict.fromkeys(("label_scale", "momentum"), REFERENCE)
-    switches = (
-        "bn_groups",
-        "input_noise",
-        "weight_norm",
-        "optimizer",
-        "ema",
-        "stage2.weight_decay",
-        "stage2.lr_schedule",
-    )
-    sources |= dict.fromkeys((*switches, "stage2.distribution_alignment", "stage2.labelled_error_limit"), OURS)
+    sources |= dict.fromkeys(("bn_groups", "input_noise", "weight_norm", "optimizer", "ema"), OURS)
+    of_stage2 = ("weight_decay", "lr_schedule", "distribution_alignment", "labelled_error_limit")
+    sources |= dict.fromkeys((f"stage2.{name}" for name in of_stage2), OURS)
     return Recipe(config, sources | {flag: source for flag, (_, source) in settings.items()})
 
 

@@ -29,10 +29,10 @@ class Epoch:
     steps: int
     peak_lr: float
     cosine_epochs: int | None
+    cosine_start: int
     predicts: bool
     last: bool
     evaluates: bool = True
-    cosine_start: int = 0
 
     @property
     def repredicts(self) -> bool:
@@ -65,22 +65,20 @@ def make_schedule(config: Config, labelled: int, unlabelled: int, ranks: int = 1
     if 1 in config.stages:
         for e in range(one.epochs):
             steps = shuffled_steps(labelled, one.batch, ranks)
-            schedule.append(Epoch(1, e, steps, one.lr, one.cosine_epochs, False, e == one.epochs - 1))
+            schedule.append(Epoch(1, e, steps, one.lr, one.cosine_epochs, 0, False, e == one.epochs - 1))
     if 2 in config.stages:
         for e in range(two.epochs):
             predicts = METHODS[config.method].predicts and (e == 0 or (two.repredict and e in two.repredict_epochs))
             phase = sum(e >= start for start in two.repredict_epochs)
             start, end = (0, *two.repredict_epochs, two.epochs)[phase : phase + 2]
-            cosine = end - start if two.lr_schedule == "cosine" else None
+            cosine: tuple[int | None, int] = (end - start, start) if two.lr_schedule == "cosine" else (None, 0)
             steps = mixed_steps(unlabelled, two.unlabelled_batch, ranks)
-            schedule.append(
-                Epoch(2, e, steps, two.lrs[phase], cosine, predicts, e == two.epochs - 1, cosine_start=start)
-            )
+            schedule.append(Epoch(2, e, steps, two.lrs[phase], *cosine, predicts, e == two.epochs - 1))
     if 3 in config.stages:
         for e in range(three.epochs):
             predicts = e == 0 and three.hard_labels == "repredict"
             steps = shuffled_steps(labelled + unlabelled, three.batch, ranks)
-            schedule.append(Epoch(3, e, steps, three.lr, three.epochs, predicts, e == three.epochs - 1))
+            schedule.append(Epoch(3, e, steps, three.lr, three.epochs, 0, predicts, e == three.epochs - 1))
     trained = 0
     for number, epoch in enumerate(schedule):
         trained += images_seen(config, [epoch], labelled, unlabelled)

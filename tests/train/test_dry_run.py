@@ -120,6 +120,12 @@ def test_the_schedule_has_a_line_for_each_prediction_and_learning_rate():
         "2 2-3 repredict 14 96 + 32 0.12",
         "3 0-1 12 128 0.01 to 4.3e-05, cosine",
     ]
+    # So has each cosine of stage 2, with a prediction or without.
+    two = replace(PLANNED.stage2, lrs=(0.12, 0.12), lr_schedule="cosine", repredict=False)
+    assert plan(replace(PLANNED, stage2=two))[start + 3 : start + 5] == [
+        "2 0-1 predict 14 96 + 32 0.12 to 0.00038, cosine",
+        "2 2-3 14 96 + 32 0.12 to 0.00038, cosine",
+    ]
     file = io.StringIO()
     print_plan(replace(PLANNED, stage2=DIGITS.stage2), Ranks(), Console(file=file, width=60))
     assert "…" not in file.getvalue()  # nothing is cut in a narrow terminal

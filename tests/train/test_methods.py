@@ -13,7 +13,7 @@ from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.method_recipes import of_method
 from r2d2fast.train.methods import METHODS
 from r2d2fast.train.methods.ramps import fall, rise
-from r2d2fast.train.recipes import OURS, RECIPES, flags, recipe_for
+from r2d2fast.train.recipes import OURS, RECIPES, Recipe, flags, override, recipe_for
 from r2d2fast.train.schedule import images_seen, make_schedule
 from r2d2fast.train.trainer import Position
 from tests.train.small_data import (
@@ -273,6 +273,8 @@ def test_a_recipe_has_the_authors_numbers_and_names_them(method):
     assert two.unlabelled_batch + two.labelled_batch == 512
     assert two.labelled_batch / 512 == pytest.approx(METHODS[method].labelled_share, abs=8 / 512)
     assert flags(of_method(RECIPES["svhn"], "vat").config)["unlabelled.eps"] == 3.5
+    cosine = override(RECIPES["cifar10"].config, {"stage2.lr_schedule": "cosine"})
+    assert of_method(Recipe(cosine, {}), method).config.stage2.lr_schedule == "constant"
 
 
 def test_adamw_is_asked_for_beside_a_method_s_own_optimizer(tmp_path):

@@ -79,7 +79,7 @@ def traced(tmp_path, monkeypatch):
 
 def test_predictions_and_evaluations_are_no_steps(traced):
     tracer, log = traced
-    for epoch in [Epoch(2, number, 4, 0.1, None, number == 0, False) for number in range(3)]:
+    for epoch in [Epoch(2, number, 4, 0.1, None, 0, number == 0, False) for number in range(3)]:
         for step in (0, 0, 0, 1, 2, 3, 4, 4, 4):
             tracer.reached(epoch, step)
     steps = [("step", 2, number) for number in range(SKIPPED, SKIPPED + TRACED + 1)]
@@ -91,7 +91,7 @@ def test_predictions_and_evaluations_are_no_steps(traced):
 def test_a_stage_that_ends_or_a_run_that_stops_writes_what_there_is(traced):
     tracer, log = traced
     for stage in (1, 2):
-        epoch = Epoch(stage, 0, 4, 0.1, None, False, True)
+        epoch = Epoch(stage, 0, 4, 0.1, None, 0, False, True)
         for step in range(1, 5):
             tracer.reached(epoch, step)
     assert log[:4] == [("start", 1, 2), ("step", 1, 3), ("step", 1, 4), ("stop", 1, 4)]

@@ -79,7 +79,16 @@ EXPECTED = {
     | {**stage(2, **BATCHES, lrs=LRS), **stage(3, epochs=10, lr=0.01)},
     "mnist": {"num_labels": 1000, "stages": (1, 2), "backbone": "lenet2d", "stage2.repredict_epochs": ()},
     "digits": {"num_labels": 50, "backbone": "small", "stages": (1, 2, 3)},
-    "fashion-mnist": {"stages": (1, 2, 3)},
+    "fashion-mnist": {
+        "num_labels": 1000,
+        "backbone": "small",
+        "stages": (1, 2, 3),
+        "alpha": 1.0,
+        "beta": 0.1,
+        "ema": 0.99,
+    }
+    | stage(2, epochs=12, repredict_epochs=(), lrs=(0.05,), lr_schedule="constant", weight_decay=1e-4)
+    | stage(3, epochs=4, batch=128, lr=0.05, hard_labels="pseudo"),
     "folder": RESNET18 | {"num_labels": 0},
     "embeddings": {"num_labels": 0, "stages": (1, 2), "backbone": "linear", "translate": 0, "flip": False, "cutout": 0},
 }

@@ -75,6 +75,8 @@ def test_the_learning_rate_falls_along_a_cosine_within_each_phase_of_stage_2(rep
     ]
     for found, hand_made in zip(rates, expected, strict=True):
         assert found == pytest.approx(hand_made)
+    constant = make_schedule(config(stage2=changes | {"lr_schedule": "constant"}), labelled=50, unlabelled=1387)
+    assert [e.lr(7) for e in constant[3:9]] == [0.12, 0.12, 0.12, 0.08, 0.04, 0.04]
 
 
 def test_learning_rates_against_hand_computed_values():
