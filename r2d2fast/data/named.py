@@ -2,6 +2,8 @@
 
 import inspect
 import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ from r2d2fast.data.split import proportional_counts, split_labels
 
 # How torchvision and Hugging Face call the parts, the first that is there.
 TRAINS, TESTS = ("train+unlabeled", "train", "trainval"), ("test", "val", "valid", "validation")
+ARCHIVES = re.compile(r"https?://[^\s\"'<>`]+\.(?:zip|tar|tgz|gz|mat|bz2|xz)")
+FROM_PYTHON = (
+    "From Python any data set is taken: data = r2d2fast.dataset_from_torch(train, test), then "
+    "r2d2fast.train_run(r2d2fast.recipe_for(data).config, data)"
+)
 
 
 @lru_cache(maxsize=1)
@@ -48,39 +55,53 @@ def load_named(name: str, root: Path, download: bool, test_fraction: float) -> D
 def _of_torchvision(name: str, root: Path, download: bool) -> tuple[Any, Any]:
     from torchvision import datasets
 
-    kind: Any = getattr(datasets, name, None)
-    parameters = inspect.signature(kind).parameters if name in datasets.__all__ else {}
-    needed = [one for one in parameters.values() if one.default is inspect.Parameter.empty and one.name != "root"]
-    if kind is None or not parameters or "root" not in parameters or any(one.name != "kwargs" for one in needed):
-        known = ", ".join(sorted(one for one in datasets.__all__ if one[0].isupper()))
+    kinds = {one: getattr(datasets, one) for one in datasets.__all__ if one != "VisionDataset"}
+    parameters = {one: inspect.signature(kind).parameters for one, kind in kinds.items()}
+    wanted = {one: _beside_folder(taken) for one, taken in parameters.items() if "root" in taken}
+    if name not in wanted:
+        folded = {one.lower(): one for one in wanted}
+        nearest = "".join(f" Did you mean {folded[one]}?" for one in get_close_matches(name.lower(), folded, 1))
+        alone = ", ".join(sorted(one for one, more in wanted.items() if not more))
         raise DataError(
-            f"--dataset torchvision:{name}: no data set of torchvision's that needs but its folder; it has {known}"
+            f"--dataset torchvision:{name}: torchvision reads no data set of this name from a folder.{nearest} Those that need "
+            f"nothing but the folder: {alone}. {FROM_PYTHON}"
         )
-    parts: list[dict[str, Any]] = [{}]
-    if "train" in parameters:
+    if wanted[name]:
+        given = ", ".join(f"{one}=..." for one in wanted[name])
+        raise DataError(
+            f"--dataset torchvision:{name}: it needs {' and '.join(wanted[name])} beside its folder, which no flag gives. "
+            f'{FROM_PYTHON}, with train = torchvision.datasets.{name}("{root}", {given})'
+        )
+    kind, parts = kinds[name], [dict[str, Any]()]
+    if "train" in parameters[name]:
         parts = [{"train": True}, {"train": False}]
-    elif "split" in parameters:
+    elif "split" in parameters[name]:
         source = inspect.getsource(kind)
         named = [next((one for one in names if f'"{one}"' in source), names[-1]) for names in (TRAINS, TESTS)]
         parts = [{"split": one} for one in named]
-    if "download" in parameters:
-        parts = [part | {"download": download} for part in parts]
+    downloads = "download" in parameters[name]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".download.lock"):  # the processes of a run, one after the other
-            opened = [kind(root, **part) for part in parts]
+            opened = [kind(root, **part, **{"download": download} if downloads else {}) for part in parts]
     except (RuntimeError, OSError, ValueError) as error:
-        addresses = sorted(
-            set(re.findall(r"https?://[^\s\"'<>`]+\.(?:zip|tar|tgz|gz|mat|bz2|xz)", inspect.getsource(kind)))
+        calls = "; ".join(f'd.{name}("{root}", {_call(part)})' for part in parts)
+        addresses = ", ".join(sorted(set(ARCHIVES.findall(inspect.getsource(kind)))))
+        fetched = (
+            f"--download fetches it into {root}; without a network, fetch it elsewhere by: python -c 'import "
+            f"torchvision.datasets as d; {calls}'{f' ({addresses})' if addresses else ''} and copy that folder"
         )
-        calls = "; ".join(f"d.{name}({str(root)!r}, {_call(part)})" for part in parts)
+        itself = f"torchvision does not download it: put its files into {root}"
         raise DataError(
-            f"--dataset torchvision:{name}: {' '.join(str(error).split()):.200}. --download fetches it into {root}; without a "
-            f"network, fetch it elsewhere by: python -c 'import torchvision.datasets as d; {calls}'"
-            + (f" ({', '.join(addresses)})" if addresses else "")
-            + " and copy that folder"
+            f"--dataset torchvision:{name}: {' '.join(str(error).split()).rstrip('.'):.200}. {fetched if downloads else itself}"
         ) from error
     return opened[0], opened[1] if len(opened) > 1 else None
+
+
+def _beside_folder(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """What else a data set has to be told."""
+    required = [one for one in parameters.values() if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    return [one.name for one in required if one.name != "root"]
 
 
 def _call(part: dict[str, Any]) -> str:

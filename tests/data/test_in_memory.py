@@ -1,11 +1,15 @@
 """Data sets of arrays, and of those that PyTorch, torchvision and Hugging Face have."""
 
+import ast
+import re
+import shlex
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision.datasets import CIFAR10, FakeData, ImageFolder
+from torchvision.datasets import CIFAR10, EMNIST, FakeData, ImageFolder
 from torchvision.transforms import ToTensor
 
 from r2d2fast import dataset_from_arrays, dataset_from_torch, with_index
@@ -154,10 +158,42 @@ def test_what_is_missing_is_named_with_what_fetches_it(tmp_path):
     with pytest.raises(DataError) as error:
         load_named("torchvision:EuroSAT", tmp_path, False, 0.2)
     assert "--download fetches it" in str(error.value)
-    assert f"d.EuroSAT('{tmp_path}', download=True)" in str(error.value)
     assert "/EuroSAT.zip" in str(error.value)
-    with pytest.raises(DataError, match=r"torchvision:EuroSat: no data set .* it has .*EuroSAT"):
-        load_named("torchvision:EuroSat", tmp_path, False, 0.2)
+    _, command = shlex.split(re.search(r"python (-c '.*?')", str(error.value))[1])
+    assert ast.unparse(ast.parse(command)).endswith(f"d.EuroSAT({str(tmp_path)!r}, download=True)")
+    with pytest.raises(DataError, match=r"any class folder .* torchvision does not download it: put its files into"):
+        load_named("torchvision:ImageFolder", tmp_path, False, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("EuroSat", r"no data set of this name from a folder\. Did you mean EuroSAT\?.* the folder: .*EuroSAT"),
+        (
+            "Zork",
+            r"no data set of this name from a folder\. Those that need nothing but the folder: ((?!EMNIST).)*\. From",
+        ),
+        ("EMNIST", r"it needs split beside its folder, .* train = torchvision.datasets.EMNIST\(.*, split=\.\.\.\)"),
+        ("UCF101", "it needs annotation_path and frames_per_clip beside"),
+        ("FakeData", "no data set of this name from a folder"),
+    ],
+)
+def test_names_of_torchvision_s_that_are_not_taken(name, said, tmp_path):
+    with pytest.raises(DataError, match=f"torchvision:{name}: .*{said}") as error:
+        load_named(f"torchvision:{name}", tmp_path, False, 0.2)
+    assert "dataset_from_torch(train, test), then r2d2fast.train_run(" in str(error.value)
+
+
+def test_what_the_message_says_of_emnist_works(tmp_path):
+    raw = tmp_path / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "test"):
+        for kind, values in (("images-idx3", np.zeros((20, 28, 28), np.uint8)), ("labels-idx1", np.arange(20) % 10)):
+            header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+            (raw / f"emnist-digits-{part}-{kind}-ubyte").write_bytes(header + values.astype(np.uint8).tobytes())
+    train, test = (EMNIST(str(tmp_path), split="digits", train=one) for one in (True, False))
+    data = dataset_from_torch(train, test)
+    assert (data.train.shape, len(data.test), data.num_classes) == ((1, 28, 28), 20, 10)
 
 
 @pytest.mark.extra("datasets")
