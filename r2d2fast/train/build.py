@@ -106,7 +106,10 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """
     # Fused: a fifth of the time for the digits network on a CPU, and on a GPU a GradScaler needs no look at the device.
     if config.optimizer == "adamw":
-        adamw = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
+        on_gpu = next(model.parameters()).is_cuda
+        adamw = torch.optim.AdamW(
+            model.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
+        )
         for parameter in model.parameters():
             adamw.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),

@@ -11,6 +11,7 @@ import torch
 from r2d2fast.data import consecutive_batches
 from r2d2fast.train.build import bank_file
 from r2d2fast.train.callback import Callback
+from r2d2fast.train.captured_steps import WARM_UP
 from r2d2fast.train.config import Config
 from r2d2fast.train.evaluation import EVALUATION_BATCH
 from r2d2fast.train.load_data import load_data
@@ -94,11 +95,13 @@ def _samples(trainer: Trainer, epoch: Epoch) -> int:
 
 
 def _seconds_per_step(trainer: Trainer, epoch: Epoch) -> float:
-    """The median of a few steps after the first."""
+    """The median of a few steps, or of the replays of one that was captured."""
     trainer.go_to(trainer.schedule.index(epoch))
     trainer.callback = clock = _Clock()
-    trainer.train(trainer.batches()[: MEASURED_STEPS + 1])
-    steps = sorted(later - before for before, later in pairwise(clock.times))
+    skipped = 0 if trainer.captured is None else WARM_UP + 1
+    trainer.train(trainer.batches()[: skipped + MEASURED_STEPS + 1])
+    seconds = [later - before for before, later in pairwise(clock.times)]
+    steps = sorted(seconds[skipped:] or seconds)  # an epoch may have too few
     return steps[(len(steps) - 1) // 2]
 
 

@@ -36,8 +36,8 @@ OF_A_COMMAND = {
 }
 # They say where and how to run, not what: two runs that differ in nothing else are the same run.
 NOT_COMPARED = OF_A_COMMAND | {
-    *("data_dir", "device", "threads", "compile", "workers", "decoder", "log_interval", "checkpoint_minutes"),
-    "bank_storage",
+    *("data_dir", "device", "threads", "compile", "cuda_graphs", "workers", "decoder", "log_interval"),
+    *("checkpoint_minutes", "bank_storage"),
 }
 
 

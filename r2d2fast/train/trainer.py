@@ -1,6 +1,7 @@
 """The training loop: one for all stages and methods. A method says what the loss is; everything else is here."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -12,6 +13,7 @@ from r2d2fast.data import Augmentation, Batch, BatchSampler, Dataset, derive_see
 from r2d2fast.train.averaging import WeightAverage
 from r2d2fast.train.build import make_network, make_optimizer
 from r2d2fast.train.callback import Callback
+from r2d2fast.train.captured_steps import CapturedSteps, check_cuda_graphs
 from r2d2fast.train.checks import check_schedule, check_values
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import DIVERGED, DivergenceError
@@ -59,6 +61,7 @@ class Trainer:
         position: in the schedule.
         history: the metrics of each epoch done.
         threads: with which an epoch is computed.
+        captured: the steps as CUDA graphs, if the configuration wants them; None otherwise.
         callback: what happens between steps; nothing, unless another one is put there.
         losses: float ``[steps]``, of this rank, of the steps of the epoch under way.
         stopwatch: of the network's own time in them.
@@ -107,6 +110,11 @@ class Trainer:
             batch = max(batch_size(config, stage) for stage in config.stages) // ranks.count
             self.threads = ranks.on_first(lambda: choose_threads(self.model, dataset.train.shape, batch))
         self.precision = Precision(config.precision, device)
+        self.captured: CapturedSteps | None = None
+        if config.cuda_graphs:
+            check_cuda_graphs(config, ranks, self.precision)
+            self.captured = CapturedSteps()
+        self._lr = torch.zeros((), device=device)
         self.optimizer = make_optimizer(config, self.model)
         self.averaged: WeightAverage | None = None
         self.evaluator = Evaluator(self.model, self.precision, ranks, lambda: self.callback.between_steps(self))
@@ -143,6 +151,8 @@ class Trainer:
                 # Momentum belongs to a stage; in stage 2 it is kept over repredictions and changes of the learning rate.
                 self.optimizer = make_optimizer(self.config, self.model)
             method.before_epoch(epoch)
+            if self.captured is not None and (epoch.epoch == 0 or epoch.predicts):
+                self.captured.restart()
         batches = self.batches()[self.position.step :]
         began = time.perf_counter()
         self.train(batches)
@@ -204,24 +214,42 @@ class Trainer:
         place, step = self.position
         method = self._method_of(epoch)
         self._seed(derive_seed(self.config.seed, self._number(place), step, self.ranks.rank))
-        for group in self.optimizer.param_groups:
-            group |= self.param_group(epoch, step)
-            group["weight_decay"] = self._weight_decay(epoch.stage)
-        self.stopwatch.next_step()
-        with self.stopwatch, self.precision.autocast():
-            logits = method.forward(views)
-        # The loss apart from the network's graph: its time is not the network's, and D2 needs no autograd.
-        loss, grad = loss_function(logits.detach(), index, total)
-        with self.stopwatch:
-            self.optimizer.zero_grad()
-            logits.backward(grad)
-            self.precision.step(self.optimizer)
-            if self.averaged is not None:
-                # So that the first steps, in which the average would be all of the initial weights, count alike.
-                done = epoch.epoch * epoch.steps + step + 1
+        self._set_rates(epoch, step)
+        # Not the last step of an epoch, in which R2-D2 measures.
+        captured = self.captured if step < len(self.losses) - 1 else None
+        # No clock looks into a graph.
+        timed = self.stopwatch if self.captured is None else nullcontext()
+        if self.captured is None:
+            self.stopwatch.next_step()
+
+        def compute(views: tuple[Tensor, ...], index: Tensor) -> Tensor:
+            with timed, self.precision.autocast():
+                logits = method.forward(views)
+            # The loss apart from the network's graph: its time is not the network's, and D2 needs no autograd.
+            loss, grad = loss_function(logits.detach(), index, total)
+            with timed:
+                self.optimizer.zero_grad()
+                logits.backward(grad)
+                self.precision.step(self.optimizer)
+            return loss
+
+        loss = compute(views, index) if captured is None else captured.take(compute, views, index, (epoch.stage, total))
+        if self.averaged is not None:
+            # So that the first steps, in which the average would be all of the initial weights, count alike.
+            done = epoch.epoch * epoch.steps + step + 1
+            with timed:
                 self.averaged.update(min(self.config.ema, done / (done + 1)))
         self.losses[step] = loss
         self.position = Position(place, step + 1)
+
+    def _set_rates(self, epoch: Epoch, step: int) -> None:
+        settings = self.param_group(epoch, step) | {"weight_decay": self._weight_decay(epoch.stage)}
+        if self.ranks.device.type == "cuda":
+            settings["lr"] = torch.tensor(settings["lr"]).item()  # rounded to float32, as a captured step has it
+        if self.captured is not None:
+            settings["lr"] = self._lr.fill_(settings["lr"])  # which a captured step reads anew
+        for group in self.optimizer.param_groups:
+            group |= settings
 
     def param_group(self, epoch: Epoch, step: int) -> dict[str, Any]:
         """The optimizer's settings for a step, weight decay apart."""
@@ -269,6 +297,8 @@ class Trainer:
         """Go to the beginning of an epoch of the schedule, whatever has been trained."""
         self._begin_epoch(epoch)
         self.ownership.deal(self.last_prediction())
+        if self.captured is not None:
+            self.captured.restart()
 
     def _begin_epoch(self, epoch: int) -> None:
         self.position = Position(epoch, 0)

@@ -5,8 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r2d2fast.train import state
-from tests.train.small_data import CONFIG, EPOCHS, Calling, make_trainer, pseudo_logits, trainer_after
+from r2d2fast.models.backbones import BACKBONES
+from r2d2fast.train import captured_steps, state
+from tests.train.small_data import (
+    CONFIG,
+    EPOCHS,
+    WITH_DROPOUT,
+    Calling,
+    assert_same_run,
+    make_trainer,
+    pseudo_logits,
+    trainer_after,
+)
 
 pytestmark = pytest.mark.gpu
 STAGES = {1: 0, 2: 2, 3: 6}
@@ -77,3 +87,13 @@ def test_a_checkpoint_goes_on_on_the_other_device(device):
                 tensors.copy_(source)
         other.fit()
         assert len(other.history) == EPOCHS
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"optimizer": "adamw"}, {"precision": "bfloat16"}])
+def test_captured_steps_have_the_same_bits(device, monkeypatch, changes):
+    monkeypatch.setattr(captured_steps, "WARM_UP", 1)
+    monkeypatch.setitem(BACKBONES, "small", WITH_DROPOUT)
+    captured, other = (make_trainer(replace(CONFIG, cuda_graphs=on, **changes), device=device) for on in (True, False))
+    for trainer in (captured, other):
+        trainer.fit()
+    assert_same_run(captured, other)

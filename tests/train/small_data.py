@@ -4,8 +4,11 @@ import json
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from r2d2fast.data import Dataset, ResidentImages, consecutive_batches, split_labels
+from r2d2fast.models import small_convnet
+from r2d2fast.models.backbones import Backbone
 from r2d2fast.train import state
 from r2d2fast.train.callback import Callback
 from r2d2fast.train.ranks import Ranks
@@ -31,6 +34,7 @@ CONFIG = replace(
 EPOCHS, STEPS, EVALUATIONS = 8, 26, 7
 # What depends on the clock and not on the run.
 TIMES = ("seconds", "images_per_second", "outside_network")
+WITH_DROPOUT = Backbone(lambda classes, channels, size: small_convnet(channels, classes).insert(7, nn.Dropout()))
 MEAN, STD = torch.tensor([100.0]), torch.tensor([50.0])
 
 

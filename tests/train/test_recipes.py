@@ -35,6 +35,7 @@ OPERATION = {
         "threads",
         "precision",
         "compile",
+        "cuda_graphs",
         "deterministic",
         "workers",
     ),

@@ -25,6 +25,7 @@ class FixMatch(Method):
 
     passes = 2
     second_view = True
+    capturable = True
     labelled_share = 1 / 8  # μ = 7
     recipe: ClassVar = {
         "unlabelled.weight": (1.0, SOHN),

@@ -39,6 +39,8 @@ class Method:
     """How often a step of stage 2 trains on each unlabelled sample of the batch."""
     second_view: ClassVar[bool] = False
     """Whether a step of stage 2 takes a second view of each unlabelled sample, augmented by other random numbers."""
+    capturable: ClassVar[bool] = False
+    """Whether the steps between two predictions differ in nothing but their batch and the learning rate (``--cuda-graphs``)."""
     labelled_share: ClassVar[float] = 0.25
     """The labelled samples' share of a batch of stage 2."""
     recipe: ClassVar[dict[str, tuple[Any, str]]] = {}

@@ -31,6 +31,7 @@ class R2D2(Method):
 
     stages = ((1, 2, 3), (1, 2), (1,), (2, 3), (2,))
     predicts = True
+    capturable = True
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)

@@ -14,6 +14,7 @@ class Supervised(Method):
     """Cross entropy with the labels that the run was given."""
 
     stages = ((1,),)
+    capturable = True
 
     def loss_function(self, epoch: Epoch) -> LossFunction:
         """See the base class."""

@@ -1,0 +1,158 @@
+"""Captured steps on a CPU, where a tape stands in for CUDA graphs: the same run, to the last bit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from r2d2fast.models.backbones import BACKBONES
+from r2d2fast.train import captured_steps
+from r2d2fast.train import trainer as trainer_module
+from r2d2fast.train.captured_steps import check_cuda_graphs
+from r2d2fast.train.errors import ConfigError, TrainingError
+from r2d2fast.train.precision import Precision
+from r2d2fast.train.ranks import Ranks
+from tests.train.small_data import (
+    CONFIG,
+    CPU,
+    EPOCHS,
+    STEPS,
+    WITH_DROPOUT,
+    Calling,
+    assert_same_run,
+    loaded,
+    make_trainer,
+    saved,
+)
+from tests.train.tape import Tape, capture
+
+
+@pytest.fixture
+def tapes(monkeypatch):
+    """All tapes made; every kind of step is captured when it has been taken once. The network has dropout."""
+    made = []
+    monkeypatch.setitem(BACKBONES, "small", WITH_DROPOUT)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(Tape()) or made[-1])
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(captured_steps, "WARM_UP", 1)
+    monkeypatch.setattr(trainer_module, "check_cuda_graphs", lambda *_: None)
+    return made
+
+
+def never_captured(config, monkeypatch):
+    """A whole run of the same steps, none of which is captured."""
+    with monkeypatch.context() as patch:
+        patch.setattr(captured_steps, "WARM_UP", STEPS)
+        trainer = make_trainer(config)
+        trainer.fit()
+    return trainer
+
+
+STAGE2 = replace(CONFIG.stage2, lr_schedule="cosine", distribution_alignment=True, weight_decay=0.01)
+SETTINGS = {
+    "as they are": {},
+    "averaged weights": {"ema": 0.9, "stage2": STAGE2},
+    "AdamW": {"optimizer": "adamw"},
+    "cutout and noise": {"cutout": 4, "precision": "bfloat16"},
+    "pseudo-labels": {"stage3": replace(CONFIG.stage3, hard_labels="pseudo")},
+    "fixmatch": {"method": "fixmatch", "stages": (1, 2), "stage2": replace(STAGE2, repredict_epochs=(), lrs=(0.1,))},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_run_of_captured_steps_is_the_same_run(tapes, monkeypatch, setting):
+    config = replace(CONFIG, cuda_graphs=True, **SETTINGS[setting])
+    expected = never_captured(config, monkeypatch)
+    assert tapes == []
+    trainer = make_trainer(config)
+    trainer.fit()
+    assert_same_run(trainer, expected)
+    # One of stage 1, one of stage 2 before the reprediction and one after it, one of stage 3.
+    assert len(tapes) == (2 if "method" in SETTINGS[setting] else 4)
+    assert all(tape.replays for tape in tapes)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("epoch", range(EPOCHS))
+def test_a_resumed_run_of_captured_steps_is_the_same_run(tapes, monkeypatch, epoch):
+    config = replace(CONFIG, cuda_graphs=True)
+    begun = make_trainer(config)
+
+    def stop():
+        if begun.position == (epoch, 1):
+            raise Stopped
+
+    begun.callback = Calling(stop)
+    with pytest.raises(Stopped):
+        begun.fit()
+    resumed = loaded(config, saved(begun))
+    resumed.fit()
+    assert_same_run(resumed, never_captured(config, monkeypatch))
+
+
+class Number:
+    """In place of the tensor with the learning rate."""
+
+    def fill_(self, value):
+        return value
+
+
+def test_a_learning_rate_that_is_no_tensor_would_be_noticed(tapes, monkeypatch):
+    config = replace(CONFIG, cuda_graphs=True, stages=(1,), stage1=replace(CONFIG.stage1, batch=2))
+    expected = never_captured(config, monkeypatch)
+    trainer = make_trainer(config)
+    trainer._lr = Number()
+    trainer.fit()
+    with pytest.raises(AssertionError):
+        assert_same_run(trainer, expected)
+
+
+def test_no_share_of_the_network_is_told(tapes):
+    trainer = make_trainer(replace(CONFIG, cuda_graphs=True))
+    assert trainer.run_epoch()["outside_network"] is None
+
+
+def test_a_step_that_cannot_be_captured_names_the_way_out(tapes, monkeypatch):
+    def graph(tape):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    with pytest.raises(
+        TrainingError, match=r"not permitted when stream is capturing; go on without the flag \(--resume\)"
+    ):
+        make_trainer(replace(CONFIG, cuda_graphs=True)).fit()
+
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes", "precision", "message"),
+    [
+        (Ranks(device=CPU), {}, "float32", "needs a GPU; leave it out on a CPU"),
+        (Ranks(count=2, device=GPU), {}, "float32", "is for one process; leave it out under torchrun"),
+        (
+            Ranks(device=GPU),
+            {"compile": True},
+            "float32",
+            "and --compile, which has CUDA graphs of its own: give one of them",
+        ),
+        (Ranks(device=GPU), {}, "float16", "needs --precision bfloat16 or float32"),
+        (
+            Ranks(device=GPU),
+            {"method": "vat"},
+            "float32",
+            "and --method vat, whose loss changes from step to step; accepted: r2d2, supervised, fixmatch",
+        ),
+    ],
+)
+def test_what_forbids_it_is_said(ranks, changes, precision, message):
+    with pytest.raises(ConfigError, match=f"^--cuda-graphs {message}"):
+        check_cuda_graphs(replace(CONFIG, cuda_graphs=True, **changes), ranks, Precision(precision, CPU))
+
+
+def test_it_is_accepted_where_nothing_forbids_it():
+    check_cuda_graphs(replace(CONFIG, cuda_graphs=True), Ranks(device=GPU), Precision("bfloat16", CPU))
