@@ -60,20 +60,29 @@ class ResidentImages:
     ) -> None:
         samples, channels, height, width = pixels.shape
         self.shape = (channels, height, width)
-        self.preprocessing = Preprocessing("small images", self.shape, tuple(mean.tolist()), tuple(std.tolist()))
         self.bad_images = bad_images or {}
         self._samples = samples
         # One row of an image is the unit of copying: [M · H, W · C], so that a shift down is a choice of rows.
         channels_last = pixels.permute(0, 2, 3, 1).contiguous()
         self._rows = channels_last.to(device).view(samples * height, width * channels)
-        self._mean = mean.to(device).repeat(width)
-        self._scale = (1 / std).to(device).repeat(width)
+        self._normalise_by(mean, std)
 
     def to(self, device: torch.device) -> "ResidentImages":
         """The same images, kept on ``device``."""
         moved = copy.copy(self)
         moved._rows, moved._mean, moved._scale = (one.to(device) for one in (self._rows, self._mean, self._scale))
         return moved
+
+    def normalised_by(self, mean: Tensor, std: Tensor) -> "ResidentImages":
+        """The same images, with another ``mean`` and ``std``, as of the class."""
+        other = copy.copy(self)
+        other._normalise_by(mean, std)
+        return other
+
+    def _normalise_by(self, mean: Tensor, std: Tensor) -> None:
+        width, device = self.shape[2], self._rows.device
+        self.preprocessing = Preprocessing("small images", self.shape, tuple(mean.tolist()), tuple(std.tolist()))
+        self._mean, self._scale = mean.to(device).repeat(width), (1 / std).to(device).repeat(width)
 
     def __len__(self) -> int:
         return self._samples

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from r2d2fast.models.libraries import LIBRARIES, torchvision_model
+from r2d2fast.models.libraries import LIBRARIES, library_names, torchvision_model
 from r2d2fast.models.pretrained import PretrainedError, fit_weights, load_pretrained
 
 DEFAULT = Path("default")
@@ -35,25 +35,26 @@ class OwnImages(NamedTuple):
 
 
 def own_images(name: str, image_size: int | None = None) -> OwnImages | None:
-    """Those of the default weights of ``torchvision:NAME`` or ``timm:NAME``, which need not be there; None for other networks.
+    """Those of the default weights of ``torchvision:NAME`` or ``timm:NAME``, which need not be there; None for other networks, and
+    for names that there are not, which :func:`make_model` tells. ImportError says how to get timm.
 
     ``image_size``: another one than the network's own; the short side is then resized in proportion.
     """
     library, _, model_name = _FULL_NAMES.get(name, name).partition(":")
+    if library not in LIBRARIES or model_name not in library_names(library):
+        return None
     if library == "torchvision":
         wanted = torchvision.models.get_model_weights(model_name)["DEFAULT"].transforms()
         (own_size,), (own_resize,) = wanted.crop_size, wanted.resize_size
         size = image_size or own_size
         resize = max(size, round(own_resize * size / own_size))
         return OwnImages(size, resize, _filter(wanted.interpolation.value), tuple(wanted.mean), tuple(wanted.std))
-    if library == "timm":
-        import timm
+    import timm
 
-        config = timm.data.resolve_data_config(pretrained_cfg=_timm_config(model_name))
-        size = image_size or config["input_size"][1]
-        resize = math.floor(size / config["crop_pct"])
-        return OwnImages(size, resize, _filter(config["interpolation"]), config["mean"], config["std"])
-    return None
+    config = timm.data.resolve_data_config(pretrained_cfg=_timm_config(model_name))
+    size = image_size or config["input_size"][1]
+    resize = math.floor(size / config["crop_pct"])
+    return OwnImages(size, resize, _filter(config["interpolation"]), config["mean"], config["std"])
 
 
 def _filter(name: str) -> Literal["bilinear", "bicubic"]:

@@ -64,7 +64,8 @@ def fit_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> st
     if any(problems.values()):
         said = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
         raise PretrainedError(
-            f"the weights in {source} do not fit this network: {said}. Take those of this very backbone"
+            f"the weights in {source} do not fit this network: {said}. Take those of this very backbone, for images of as "
+            "many channels"
         )
     model.load_state_dict(own | weights)
     return message

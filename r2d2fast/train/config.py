@@ -263,8 +263,8 @@ class Config:
     linear or mlp."""
 
     pretrained: Path | None = None
-    """Weights to start from: a file, safetensors or a PyTorch state_dict, or default: torchvision's or timm's, and the kind of
-    photographs that they want."""
+    """Weights to start from: a file, safetensors or a PyTorch state_dict, or default: torchvision's or timm's. Photographs have
+    the size that these want; small images keep theirs; both are normalised as the weights want."""
 
     input_noise: bool = False
     """Add noise of standard deviation 0.15 to the images in training (convlarge only; Laine & Aila, 2017)."""

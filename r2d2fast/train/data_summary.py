@@ -4,10 +4,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from r2d2fast.data import Dataset
+from r2d2fast.data import Dataset, ResidentImages
 from r2d2fast.data.photographs.tree import IMG_EXTENSIONS
 from r2d2fast.tables import counted, say
 from r2d2fast.train.config import Config
+from r2d2fast.train.load_data import images_of_weights
 from r2d2fast.train.recipes import IN_PYTHON, recipe_of
 from r2d2fast.train.scaling import dropped
 
@@ -31,6 +32,14 @@ def print_data(config: Config, dataset: Dataset, labels: Tensor, console: Consol
         say(console, f"files that are ignored: {kinds}{read}" if kinds else "no file is ignored")
     for warning in dataset.warnings:
         say(console, f"warning: {warning}", "yellow")
+    own = images_of_weights(config, dataset.train.shape[0])
+    if isinstance(dataset.train, ResidentImages) and own is not None and own.shape != dataset.train.shape:
+        sizes = [f"{width} x {height}" for _, height, width in (dataset.train.shape, own.shape)]
+        say(
+            console,
+            f"--pretrained {config.pretrained}: images are normalised as those that the weights were made with, and stay "
+            f"{sizes[0]} pixels large, where those had {sizes[1]}",
+        )
     no_room = None if config.dataset == IN_PYTHON else dropped(recipe_of(config).config, config)
     if no_room is not None:
         say(console, no_room)

@@ -1,7 +1,10 @@
 """Which images or embeddings, and labels, a configuration trains on."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import safetensors
+import torch
 from torch import Tensor
 
 from r2d2fast.data import (
@@ -11,6 +14,7 @@ from r2d2fast.data import (
     Images,
     PhotographImages,
     PhotographOptions,
+    Preprocessing,
     ResidentImages,
     load_dataset,
     load_embeddings,
@@ -52,9 +56,11 @@ def _load(config: Config, ranks: Ranks) -> Dataset:
         if config.dataset == "imagenet":
             return load_imagenet(config.data_dir, ranks.device, options)
         dataset = load_folder(config.data_dir, ranks.device, options, config.test_fraction)
-        if isinstance(dataset.train, ResidentImages) and ranks.rank > 0:
+        if not isinstance(dataset.train, ResidentImages):
+            return dataset
+        if ranks.rank > 0:
             dataset.train.bad_images.clear()  # every rank has decoded all images, and they are counted over the ranks
-        return dataset
+        return placed(dataset, config, ranks)
     if config.dataset.startswith(NAMED):
         return placed(load_named(config.dataset, config.data_dir, config.download, config.test_fraction), config, ranks)
     if config.dataset == "embeddings":
@@ -64,11 +70,11 @@ def _load(config: Config, ranks: Ranks) -> Dataset:
     dataset = load_dataset(config.dataset, config.data_dir, ranks.device, config.download and ranks.rank == 0)
     if config.download and ranks.rank == 0:
         ranks.barrier()
-    return dataset
+    return placed(dataset, config, ranks)
 
 
 def placed(dataset: Dataset, config: Config, ranks: Ranks) -> Dataset:
-    """A data set of what a program has, with batches made for this rank's device, and of photographs as ``config`` says."""
+    """A data set with batches made for this rank's device, as ``config`` and the weights that it begins with ask for."""
     if isinstance(dataset.train, PhotographImages):
         check_photographs(config)
     return replace(dataset, train=_placed(dataset.train, config, ranks), test=_placed(dataset.test, config, ranks))
@@ -78,14 +84,46 @@ def _placed(images: Images, config: Config, ranks: Ranks) -> Images:
     if isinstance(images, PhotographImages):
         return PhotographImages(images.files, ranks.device, _photograph_options(config))
     assert isinstance(images, ResidentImages | Embeddings)
-    return images.to(ranks.device)
+    images = images.to(ranks.device)
+    own = images_of_weights(config, images.shape[0])
+    if own is None or isinstance(images, Embeddings):
+        return images
+    return images.normalised_by(torch.tensor(own.mean) * own.divisor, torch.tensor(own.std) * own.divisor)
 
 
 def _photograph_options(config: Config) -> PhotographOptions:
     """How photographs become batches: for pretrained weights as these were made with."""
     options = PhotographOptions(config.image_size, config.resize, config.workers, config.on_bad_image, config.decoder)
-    own = None if config.pretrained is None else own_images(config.backbone)
-    return options if own is None else replace(options, interpolation=own.interpolation, mean=own.mean, std=own.std)
+    own = images_of_weights(config, channels=3)
+    if own is None:
+        return options
+    mean, std = (tuple(one * own.divisor / 255 for one in values) for values in (own.mean, own.std))
+    return replace(options, interpolation=own.interpolation, mean=mean, std=std)
+
+
+def images_of_weights(config: Config, channels: int) -> Preprocessing | None:
+    """How the images became batches that the pretrained weights were made with: as a run's ``network.safetensors`` says, or, of
+    other files, the library of the backbone. None where neither does, or they were images of another number of channels."""
+    if config.pretrained is None:
+        return None
+    about, own = _metadata(config.pretrained), own_images(config.backbone)
+    if "preprocessing" in about:
+        found = Preprocessing.from_json(about["preprocessing"])
+    elif own is not None:
+        shape = (3, own.image_size, own.image_size)
+        found = Preprocessing("photographs", shape, own.mean, own.std, 255, own.resize, own.interpolation)
+    else:
+        return None
+    return found if len(found.mean) == channels else None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Of a safetensors file; none of others, nor of one that cannot be read, which is told where its weights are needed."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, safetensors.SafetensorError):
+        return {}
 
 
 def labels_of(config: Config, dataset: Dataset) -> Tensor:
