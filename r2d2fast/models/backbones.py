@@ -16,7 +16,7 @@ from r2d2fast.models.lenet import LeNet2D
 from r2d2fast.models.libraries import LIBRARIES, library_model, library_names, torchvision_model
 from r2d2fast.models.library_weights import load_weights
 from r2d2fast.models.shake_shake import ShakeShake
-from r2d2fast.models.small import small_convnet
+from r2d2fast.models.small import CONV4, small_convnet
 from r2d2fast.models.wide_resnet import WideResNet
 
 _log = logging.getLogger("r2d2fast")
@@ -43,6 +43,7 @@ class Backbone(NamedTuple):
 
 BACKBONES = {
     "small": Backbone(lambda classes, channels, size: small_convnet(channels, classes), smallest=4),
+    "conv4": Backbone(lambda classes, channels, size: small_convnet(channels, classes, CONV4), smallest=8),
     "lenet2d": Backbone(LeNet2D, smallest=4),
     "convlarge": Backbone(
         lambda classes, channels, size, **switches: conv_large(classes, channels, **switches),

@@ -35,8 +35,8 @@ class OwnImages(NamedTuple):
 
 
 def own_images(name: str, image_size: int | None = None) -> OwnImages | None:
-    """Those of the default weights of ``torchvision:NAME`` or ``timm:NAME``, which need not be there; None for other networks, and
-    for names that there are not, which :func:`make_model` tells. ImportError says how to get timm.
+    """Those of the default weights of ``torchvision:NAME`` or ``timm:NAME``, which need not be there; None for other networks,
+    and for names that there are not, which :func:`make_model` tells. ImportError says how to get timm.
 
     ``image_size``: another one than the network's own; the short side is then resized in proportion.
     """

@@ -259,8 +259,8 @@ class Config:
     """Write network.onnx, too, at the end (pip install "r2d2fast[onnx]")."""
 
     backbone: str
-    """The network: small, lenet2d, convlarge, wrn-28-2, shake26-96, resnet18, torchvision:NAME or timm:NAME; for embeddings
-    linear or mlp."""
+    """The network: small, conv4, lenet2d, convlarge, wrn-28-2, shake26-96, resnet18, torchvision:NAME or timm:NAME; for
+    embeddings linear or mlp."""
 
     pretrained: Path | None = None
     """Weights to start from: a file, safetensors or a PyTorch state_dict, or default: torchvision's or timm's. Photographs have

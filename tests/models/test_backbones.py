@@ -12,7 +12,7 @@ from r2d2fast.models import BACKBONES, export_safetensors, make_model
 from r2d2fast.models.batch_norm import GroupedBatchNorm2d
 from r2d2fast.models.conv_large import InputNoise
 
-SIZES = {"small": 8, "lenet2d": 28, "convlarge": 32, "wrn-28-2": 32, "shake26-96": 32, "resnet18": 64}
+SIZES = {"small": 8, "conv4": 16, "lenet2d": 28, "convlarge": 32, "wrn-28-2": 32, "shake26-96": 32, "resnet18": 64}
 EMBEDDINGS = ["linear", "mlp"]  # test_heads.py
 
 
@@ -33,6 +33,7 @@ def name(request):
     ("name", "classes", "channels", "size", "count"),
     [
         ("small", 10, 1, 8, 24_058),
+        ("conv4", 10, 3, 32, 98_970),
         ("lenet2d", 10, 1, 28, 61_056),
         ("convlarge", 10, 3, 32, 3_121_802),
         ("convlarge", 100, 3, 32, 3_133_412),
@@ -84,11 +85,17 @@ def test_the_seed_decides_the_weights_and_the_state_dict_carries_them(networks, 
 
 
 def test_the_smallest_and_odd_sizes_work_and_others_are_refused():
-    for name, sizes in {"small": (4, 32), "convlarge": (12,), "shake26-96": (4,), "lenet2d": (4, 11, 12, 33)}.items():
+    accepted = {"small": (4, 32), "conv4": (8, 33), "convlarge": (12,), "shake26-96": (4,), "lenet2d": (4, 11, 12, 33)}
+    for name, sizes in accepted.items():
         for size in sizes:
             assert make_model(name, 10, 3, size)(torch.randn(2, 3, size, size)).shape == (2, 10)
     for name, size, needed in (
-        *(("small", 3, "at least 4"), ("lenet2d", 3, "at least 4"), ("convlarge", 8, "at least 12")),
+        *(
+            ("small", 3, "at least 4"),
+            ("conv4", 7, "at least 8"),
+            ("lenet2d", 3, "at least 4"),
+            ("convlarge", 8, "at least 12"),
+        ),
         *(("shake26-96", 30, "at least 4, a multiple of 4"), ("resnet18", -1, "at least 1")),
     ):
         message = rf"'{name}' does not take images of {size}×{size} pixels; needed: {needed}$"
@@ -109,7 +116,7 @@ def test_the_smallest_and_odd_sizes_work_and_others_are_refused():
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_and_the_accepted_ones(name, nearest):
-    accepted = "accepted: small, lenet2d, convlarge, wrn-28-2, shake26-96, resnet18, linear, mlp, "
+    accepted = "accepted: small, conv4, lenet2d, convlarge, wrn-28-2, shake26-96, resnet18, linear, mlp, "
     accepted += "torchvision:NAME, timm:NAME"
     suggested = f" the nearest is {nearest}.*;" if nearest else ""
     with pytest.raises(ValueError, match=f"unknown backbone '{name}';{suggested} {accepted}"):
