@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from same_run import assert_same_run
+from same_run import assert_same_run, state
 from tiny_run import train_killed_at_write
 
 from r2d2fast.train import checkpoint
@@ -29,8 +29,8 @@ def lines(directory):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def finish(start_run, directory):
-    process = start_run("--resume", "--run-dir", directory)
+def finish(start_run, directory, *flags):
+    process = start_run("--resume", "--run-dir", directory, *flags)
     process.join()
     assert process.exitcode == 0
 
@@ -59,6 +59,28 @@ def test_killed_at_random_moments(start_run, finished, tmp_path, kills, minutes)
         assert process.exitcode == -signal.SIGKILL
     finish(start_run, directory)
     assert_same_run(directory, finished)
+
+
+@pytest.mark.slow
+def test_killed_with_moments_and_averaged_weights(start_run, tmp_path):
+    """What AdamW and --ema keep is more than SGD's momentum: in each stage once, and with checkpoints within epochs."""
+    flags = ("--optimizer=adamw", "--ema=0.9", "--checkpoint-minutes=1e-9")
+    whole, directory = tmp_path / "whole", tmp_path / "run"
+    finish(start_run, whole, *flags)
+    moments = random.Random(0)
+    for epochs in (1, 6, 9):
+        process = start_run("--resume", "--run-dir", directory, *flags)
+        while process.is_alive() and lines(directory) < epochs:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.2))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    _, tensors = state(directory)
+    assert {"exp_avg", "exp_avg_sq"} <= {name.rpartition(".")[2] for name in tensors}
+    assert any(name.startswith("averaged/") for name in tensors)
+    finish(start_run, directory, *flags)
+    assert_same_run(directory, whole)
 
 
 @pytest.mark.slow
