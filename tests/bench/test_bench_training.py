@@ -19,6 +19,13 @@ def test_the_network_and_the_rest_share_the_time_of_a_step():
     assert 0 < command.share_outside(command.digits(), count=2, rounds=1) < 1
 
 
+def test_images_of_a_second_are_those_of_its_steps(monkeypatch):
+    trainer, ticks = command.digits(), iter(range(0, 100, 2))
+    monkeypatch.setattr(command.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(command, "steps_of", lambda *_: lambda: None)
+    assert command.images_per_second(trainer, count=3, rounds=2) == 3 * (96 + 32) / 2
+
+
 def test_the_plain_loop_learns_pseudo_labels_of_unlabelled_samples_alone():
     trainer, loop = command.thumbnails(size=8, channels=1, translate=1)
     before = loop.bank.detach().clone()
@@ -39,10 +46,13 @@ def test_resnet_on_photographs_shares_its_time_too(tmp_path):
 def test_the_command_prints_both_tables(capsys, monkeypatch):
     thumbnails = command.thumbnails
     monkeypatch.setattr(command, "thumbnails", lambda size, *others: thumbnails(8, *others))
-    monkeypatch.setattr(command, "photographs", lambda _: command.digits())  # without a ResNet-18, which takes a minute
+    monkeypatch.setattr(
+        command, "photographs", lambda *_: command.digits()
+    )  # without a ResNet-18, which takes a minute
     command.main(rounds=1)
     printed = capsys.readouterr().out
     assert re.search(r"\| resnet18 +\| \d+\.\d % +\| ≤ 5 %", printed)
+    assert re.search(r"\| ours, stage 2 at 224 pixels, cpu +\| \d+ +\|", printed)
     assert re.search(r"\| CIFAR +\| \d+\.\d\d +\| \d+ % +\| \d+ %", printed)
 
 
