@@ -5,6 +5,7 @@ Each estimator is fitted in a process of its own, one after the other, so that i
 
 import json as json_format
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -119,7 +120,7 @@ def fit_here(folder: Path, estimator: str, labels: int, seed: int) -> Fit:
 
 
 def fit(folder: Path, estimator: str, labels: int, seed: int, threads: int) -> Fit:
-    """``fit_here`` in a process of its own. Raises RuntimeError, with what it said last, where it fails."""
+    """``fit_here`` in a process of its own. Raises RuntimeError, with what it said last or its signal, where it fails."""
     arguments = f"Path({str(folder.resolve())!r}), {estimator!r}, {labels}, {seed}"
     program = (
         "import json; from dataclasses import asdict; from pathlib import Path; from bench.embeddings import fit_here; "
@@ -129,7 +130,14 @@ def fit(folder: Path, estimator: str, labels: int, seed: int, threads: int) -> F
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
-        raise RuntimeError(f"{estimator}, {labels} labels, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
+        reason = next(reversed(done.stderr.strip().splitlines()), f"exit status {done.returncode}")
+        if done.returncode < 0:
+            reason = f"ended by {signal.Signals(-done.returncode).name}"
+            if done.returncode == -signal.SIGKILL:
+                reason += (
+                    ", as the system does where memory runs out; leave it out by --estimators, or free some memory"
+                )
+        raise RuntimeError(f"{estimator}, {labels} labels, seed {seed}: {reason}")
     return Fit(**json_format.loads(done.stdout.splitlines()[-1]))
 
 

@@ -36,40 +36,53 @@ class FeatureScaling(nn.Module):
         return standardised * (self.length / norm.clamp_min(1e-12))
 
 
-class FeatureDropout(nn.Module):
-    """Dropout that leaves out the same features for a whole batch, another part of them for each: ``[B, D]`` to ``[B, D]``.
+class LinearOfSomeFeatures(nn.Linear):
+    """A linear layer that in training leaves out features, the same for all samples of a batch: ``[B, D]`` to ``[B, outputs]``.
 
-    On a CPU it takes 0.14 ms a batch of 1024 samples of 1280 features, ``nn.Dropout`` 17 ms, in which a linear classifier's whole
-    step happens six times; their test errors do not differ. ``p``: the probability that a feature is left out.
+    They are drawn anew for each batch, and the others are scaled up as dropout does. What is left out is not multiplied, and the
+    gradient of its weights is zero: with half of the features the matrix products of a step are half. In evaluation it is
+    ``nn.Linear``.
+
+    Args:
+        inputs: D.
+        outputs: how many numbers it gives of each sample.
+        dropout: the share of the features that is left out, 0 to below 1.
+
+    Attributes:
+        kept: how many features each batch has, at least 1; always as many, so that a GPU need not tell the host.
     """
 
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
+    def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
+        super().__init__(inputs, outputs)
+        self.kept = max(inputs - round(dropout * inputs), 1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return features
-        kept = torch.rand(features.shape[1], device=features.device) >= self.p
-        return features * (kept / (1 - self.p))
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.kept == self.in_features:
+            return super().forward(input)
+        columns = torch.randperm(self.in_features, device=input.device)[: self.kept]
+        scale = self.in_features / self.kept
+        # gather, as the gradient of index_select is added column by column: 1.2 ms instead of 0.4 for 1000 × 768 weights.
+        some = input.gather(1, columns.expand(len(input), -1)) * scale
+        return nn.functional.linear(some, self.weight.gather(1, columns.expand(self.out_features, -1)), self.bias)
 
     def extra_repr(self) -> str:
-        return f"p={self.p}"
+        return f"{super().extra_repr()}, kept={self.kept}"
 
 
 def embedding_classifier(
     num_classes: int, features: int, hidden_layer_sizes: Sequence[int], dropout: float, feature_length: float
 ) -> nn.Sequential:
-    """Feature scaling, dropout, and linear layers with ReLU between: logits ``[B, num_classes]`` of embeddings ``[B, features]``.
+    """Feature scaling, then linear layers with ReLU between: logits ``[B, num_classes]`` of embeddings ``[B, features]``.
 
-    There is no dropout between the layers: on the digits it made all samples one class.
+    The first of them leaves out the share ``dropout`` of the features. There is no dropout between the layers: on the digits it
+    made all samples one class.
     """
-    layers: list[tuple[str, nn.Module]] = [
-        ("scaling", FeatureScaling(features, feature_length)),
-        ("dropout", FeatureDropout(dropout)),
-    ]
-    sizes = [features, *hidden_layer_sizes]
+    layers: list[tuple[str, nn.Module]] = [("scaling", FeatureScaling(features, feature_length))]
+    sizes = [features, *hidden_layer_sizes, num_classes]
     for number, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
-        layers += [(f"hidden{number}", nn.Linear(inputs, outputs)), (f"relu{number}", nn.ReLU())]
-    layers.append(("classifier", nn.Linear(sizes[-1], num_classes)))
+        linear = LinearOfSomeFeatures(inputs, outputs, dropout) if number == 1 else nn.Linear(inputs, outputs)
+        if number == len(sizes) - 1:
+            layers.append(("classifier", linear))
+        else:
+            layers += [(f"hidden{number}", linear), (f"relu{number}", nn.ReLU())]
     return nn.Sequential(OrderedDict(layers))

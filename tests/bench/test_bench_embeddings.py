@@ -62,6 +62,23 @@ def test_a_fit_that_fails_is_named_with_its_reason(folder):
         command.fit(folder, "LogisticRegression", 7, 0, threads=1)
 
 
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ("kill -KILL $$", r"ended by SIGKILL, as the system does where memory runs out; leave it out by --estimators"),
+        ("kill -TERM $$", r"ended by SIGTERM$"),
+        ("exit 3", r"exit status 3$"),
+    ],
+)
+def test_a_fit_that_ends_without_a_word_is_named_with_how_it_ended(folder, tmp_path, monkeypatch, end, reason):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{end}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    with pytest.raises(RuntimeError, match=rf"LabelSpreading, 40 labels, seed 2: {reason}"):
+        command.fit(folder, "LabelSpreading", 40, 2, threads=1)
+
+
 def test_targets_are_those_of_the_slowest_fit_and_the_largest():
     one = Fit(OURS, 40, 0, 40.0, 40.0, 20.0, 20.0, 500)
     fits = [one, dataclasses.replace(one, seconds=31.0, memory=10**9)]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from r2d2fast.models import make_model
-from r2d2fast.models.heads import FeatureDropout, FeatureScaling
+from r2d2fast.models.heads import FeatureScaling, LinearOfSomeFeatures
 
 
 def head(name, **options):
@@ -36,15 +36,50 @@ def test_scaling_is_stored_with_the_network():
     assert not any(name.startswith("scaling") for name, _ in network.named_parameters())
 
 
-def test_dropout_leaves_out_the_same_features_of_a_whole_batch():
-    dropout = FeatureDropout(0.75)
+def kept_columns(layer):
+    """The features that the layer's last backward pass has a gradient for."""
+    return layer.weight.grad.abs().sum(0).nonzero().flatten()
+
+
+def test_a_batch_has_some_features_scaled_up_and_the_same_for_all_its_samples():
     torch.manual_seed(0)
-    one, other = dropout(torch.ones(6, 4000)), dropout(torch.ones(6, 4000))
-    assert set(one.unique().tolist()) == {0.0, 4.0}
-    assert (one == one[0]).all()
-    assert (one != other).any()
-    assert one.mean() == pytest.approx(1, abs=0.1)
-    assert torch.equal(dropout.eval()(one), one)
+    layer = LinearOfSomeFeatures(40, 3, dropout=0.75).double()
+    x = torch.randn(6, 40, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(6, 3, dtype=torch.float64)
+    seen = []
+    for _ in range(3):
+        layer.zero_grad()
+        x.grad = None
+        found = layer(x)
+        found.backward(upstream)
+        columns = kept_columns(layer)
+        assert len(columns) == layer.kept == 10
+        dropped = torch.zeros(6, 40, dtype=torch.float64)
+        dropped[:, columns] = 4 * x.detach()[:, columns]
+        torch.testing.assert_close(found, dropped @ layer.weight.T + layer.bias)
+        torch.testing.assert_close(layer.weight.grad, upstream.T @ dropped)
+        torch.testing.assert_close(layer.bias.grad, upstream.sum(0))
+        mask = (dropped != 0) * 4.0
+        torch.testing.assert_close(x.grad, upstream @ layer.weight.detach() * mask)
+        seen.append(tuple(columns.tolist()))
+    assert len(set(seen)) == 3
+    layer.eval()
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize(("features", "dropout", "kept"), [(1, 0.9, 1), (7, 0.5, 3), (8, 0.5, 4), (8, 0.0, 8)])
+def test_at_least_one_feature_is_kept(features, dropout, kept):
+    layer = LinearOfSomeFeatures(features, 2, dropout)
+    layer(torch.randn(5, features)).sum().backward()
+    assert len(kept_columns(layer)) == kept
+
+
+def test_the_first_layer_alone_leaves_features_out():
+    for name, first in (("linear", "classifier"), ("mlp", "hidden1")):
+        network = head(name, dropout=0.5)
+        layers = [key for key, layer in network.named_modules() if isinstance(layer, LinearOfSomeFeatures)]
+        assert layers == [first]
+        assert network.get_submodule(first).kept == 6
 
 
 def test_hidden_layers():
