@@ -9,15 +9,20 @@ import pytest
 import torch
 from torch import nn
 
+from r2d2fast.data import Embeddings
 from r2d2fast.models import make_model
 from r2d2fast.train import evaluation, state
+from tests.train import small_data
 from tests.train.small_data import (
     CONFIG,
+    CPU,
     EPOCHS,
     EVALUATIONS,
     STEPS,
     Calling,
+    all_images,
     assert_same_run,
+    dataset,
     loaded,
     make_trainer,
     saved,
@@ -115,6 +120,23 @@ def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(kind, every, monke
     if every == 1:
         steps = {(epoch.stage, epoch.epoch): epoch.steps for epoch in whole.schedule}
         assert set(places) >= {(n, step) for n, count in enumerate(steps.values()) for step in range(1, count + 1)}
+
+
+def test_a_resumed_run_leaves_out_the_same_features(monkeypatch):
+    images = dataset()
+    train, test = (Embeddings(all_images(part).flatten(1), CPU) for part in (images.train, images.test))
+    embedded = replace(images, train=train, test=test)
+    monkeypatch.setattr(small_data, "dataset", lambda device: embedded)
+    config = replace(CONFIG, backbone="linear", translate=0, dropout=0.5)
+    whole = trainer_after(EPOCHS, config)
+    without = trainer_after(1, replace(config, dropout=0.0))
+    assert without.history[0]["train_loss"] != whole.history[0]["train_loss"]
+    for moment in (1, 9, 30):
+        before, _ = stopped_at(moment, config)
+        torch.manual_seed(999)
+        resumed = loaded(config, before)
+        resumed.fit()
+        assert_same_run(resumed, whole)
 
 
 @pytest.mark.usefixtures("dropout")
