@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from r2d2fast.data import Dataset, ResidentImages, consecutive_batches, split_labels
+from r2d2fast.data import Dataset, Embeddings, ResidentImages, consecutive_batches, split_labels
 from r2d2fast.models import small_convnet
 from r2d2fast.models.backbones import Backbone
 from r2d2fast.train import state
@@ -59,6 +59,13 @@ def dataset(classes=4, changed=lambda train: train, device=CPU):
         class_names=[f"class {number}" for number in range(classes)],
         train_names=list(map(str, range(120))),
     )
+
+
+def embeddings():
+    """The pixels as embeddings, and what a run of :data:`CONFIG` changes for a linear head that leaves features out."""
+    images = dataset()
+    train, test = (Embeddings(all_images(part).flatten(1), CPU) for part in (images.train, images.test))
+    return replace(images, train=train, test=test), {"backbone": "linear", "translate": 0, "dropout": 0.5}
 
 
 def labels_of_split():

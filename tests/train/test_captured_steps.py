@@ -12,6 +12,7 @@ from r2d2fast.train.captured_steps import check_cuda_graphs
 from r2d2fast.train.errors import ConfigError, TrainingError
 from r2d2fast.train.precision import Precision
 from r2d2fast.train.ranks import Ranks
+from tests.train import small_data
 from tests.train.small_data import (
     CONFIG,
     CPU,
@@ -20,6 +21,7 @@ from tests.train.small_data import (
     WITH_DROPOUT,
     Calling,
     assert_same_run,
+    embeddings,
     loaded,
     make_trainer,
     saved,
@@ -70,6 +72,16 @@ def test_a_run_of_captured_steps_is_the_same_run(tapes, monkeypatch, setting):
     # One of stage 1, one of stage 2 before the reprediction and one after it, one of stage 3.
     assert len(tapes) == (2 if "method" in SETTINGS[setting] else 4)
     assert all(tape.replays for tape in tapes)
+
+
+def test_each_replay_leaves_out_other_features(tapes, monkeypatch):
+    data, changes = embeddings()
+    monkeypatch.setattr(small_data, "dataset", lambda device: data)
+    config = replace(CONFIG, cuda_graphs=True, **changes)
+    trainer = make_trainer(config)
+    trainer.fit()
+    assert len(tapes) == 4
+    assert_same_run(trainer, never_captured(config, monkeypatch))
 
 
 class Stopped(Exception):

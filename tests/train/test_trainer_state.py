@@ -9,20 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from r2d2fast.data import Embeddings
 from r2d2fast.models import make_model
 from r2d2fast.train import evaluation, state
 from tests.train import small_data
 from tests.train.small_data import (
     CONFIG,
-    CPU,
     EPOCHS,
     EVALUATIONS,
     STEPS,
     Calling,
-    all_images,
     assert_same_run,
-    dataset,
+    embeddings,
     loaded,
     make_trainer,
     saved,
@@ -123,11 +120,9 @@ def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(kind, every, monke
 
 
 def test_a_resumed_run_leaves_out_the_same_features(monkeypatch):
-    images = dataset()
-    train, test = (Embeddings(all_images(part).flatten(1), CPU) for part in (images.train, images.test))
-    embedded = replace(images, train=train, test=test)
-    monkeypatch.setattr(small_data, "dataset", lambda device: embedded)
-    config = replace(CONFIG, backbone="linear", translate=0, dropout=0.5)
+    data, changes = embeddings()
+    monkeypatch.setattr(small_data, "dataset", lambda device: data)
+    config = replace(CONFIG, **changes)
     whole = trainer_after(EPOCHS, config)
     without = trainer_after(1, replace(config, dropout=0.0))
     assert without.history[0]["train_loss"] != whole.history[0]["train_loss"]
