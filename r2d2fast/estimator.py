@@ -56,7 +56,7 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
         hidden_layer_sizes: width of each hidden layer; none, the default, is a linear classifier.
         alpha: weight of the class loss between predictions and pseudo-labels (paper: 0.1).
         beta: weight of the entropy of the predictions (paper: 0.03). Below ``alpha``.
-        dropout: probability with which a feature is left out, the same ones for a whole batch; it stands for augmentation.
+        dropout: the share of the features that each batch leaves out, others every time; it stands for augmentation.
         learning_rate: of SGD with Nesterov momentum in stage 2; None, the default, takes 1 for a linear classifier and 0.3 with
             hidden layers, which at 1 can make all samples one class.
         weight_decay: L2 penalty on the weights in stage 1. In stage 2, where it harms if many samples are labelled, it is 10 / L

@@ -90,7 +90,7 @@ def make_model(
         input_noise: ConvLarge only: noise of standard deviation 0.15 on the images in training.
         weight_norm: ConvLarge only: weight normalisation.
         hidden_layer_sizes: mlp only: the width of each hidden layer.
-        dropout: linear and mlp only: the probability that a feature is left out in training.
+        dropout: linear and mlp only: the share of the features that each batch leaves out in training.
         feature_length: linear and mlp only: the length that each sample's features are scaled to.
         pretrained: a file of weights to start from (:func:`load_pretrained`, whose message goes to the log as a warning), or
             ``Path("default")``, those of torchvision or timm.

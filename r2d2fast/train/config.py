@@ -276,8 +276,8 @@ class Config:
     """The widths of the hidden layers, comma separated (mlp only)."""
 
     dropout: float = 0.0
-    """The probability that a feature is left out in training, the augmentation of embeddings (linear and mlp only); the same
-    features for a whole batch."""
+    """The share of the features that each batch leaves out in training, others every time: the augmentation of embeddings
+    (linear and mlp only)."""
 
     feature_length: float = 10.0
     """The length that each sample is scaled to after its features are standardised (linear and mlp only)."""
