@@ -36,7 +36,7 @@ class Search {
  public:
   // Elements of the index on their way to a thread: vectors of 16 bytes, and one of the few before and after those.
   struct Ahead {
-    static constexpr int kVectors = 2;
+    static constexpr int kVectors = 4;
     InFlight<uint4> vectors[kVectors];
     InFlight<int64_t> loose;
   };

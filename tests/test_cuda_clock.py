@@ -29,8 +29,8 @@ EXPECTED = {
     (512, 10, True): Waiting(8, 4450),
     (512, 1000, False): Waiting(6, 2970),
     (512, 1000, True): Waiting(8, 5840),
-    (1024, 1000, False): Waiting(6, 3350),
-    (1024, 1000, True): Waiting(9, 6170),
+    (1024, 1000, False): Waiting(6, 2980),
+    (1024, 1000, True): Waiting(8, 5900),
     (256, 8192, False): Waiting(6, 3390),
     (256, 8192, True): Waiting(9, 7250),
 }

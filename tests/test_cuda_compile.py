@@ -94,9 +94,9 @@ def unlike_rows(code: Code) -> Iterator[str]:
         yield f"{stored} {STORE}, where two rows of {step.elements} elements are stored"
     blocks = [block for block in code.blocks.values() if any(i.opcode == LOAD for i in block.instructions)]
     counts = Counter(sum(i.opcode == LOAD for i in block.instructions) for block in blocks)
-    # The search asks for two vectors of the index at a time, before its loop and in it.
-    wanted = Counter({step.elements // 4: 2 * passes}) + Counter({2: 2})
-    if step.elements == 8 and counts == Counter({1: 4}) + Counter({2: 2}):
+    # The search asks for four vectors of the index at a time, before its loop and in it.
+    wanted = Counter({step.elements // 4: 2 * passes}) + Counter({4: 2})
+    if step.elements == 8 and counts == Counter({1: 4}) + Counter({4: 2}):
         # For sm_100 the compiler jumps over the second vector of a row where it is not there; still nothing waits in between.
         loads = [number for number, block in enumerate(code.blocks.values()) if block in blocks]
         between = list(code.blocks.values())[loads[-4] : loads[-1] + 1]
