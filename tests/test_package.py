@@ -255,14 +255,15 @@ def test_an_sdist_has_everything_and_its_wheel_works_from_elsewhere(tmp_path):
     assert directory.name in (empty / "report.html").read_text()
 
 
-@pytest.mark.slow  # imports everything
-def test_every_module_imports_where_what_is_posix_s_own_is_missing():
+@pytest.mark.slow  # imports everything, and trains
+def test_it_imports_and_trains_where_what_is_posix_s_own_is_missing(tmp_path):
     """As on Windows, as far as that can be shown elsewhere; and the loader takes its batches without POSIX's signals."""
     code = """
-import importlib, os, pkgutil, signal, sys
+import importlib, mmap, os, pkgutil, signal, sys
 for module in ("crypt", "curses", "fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"):
     sys.modules[module] = None
-del os.posix_fallocate, os.sysconf, signal.pthread_sigmask, signal.SIGCHLD
+del os.posix_fallocate, os.sysconf, os.preadv, os.getloadavg, os.sched_getaffinity, os.nice, os.killpg, mmap.MADV_DONTNEED
+del signal.pthread_sigmask, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE, signal.setitimer
 import r2d2fast
 for module in pkgutil.walk_packages(r2d2fast.__path__, "r2d2fast."):
     # The examples import what is not ours, such as transformers, which wants termios.
@@ -273,10 +274,24 @@ from r2d2fast.data.order import Batch
 from r2d2fast.data.photographs.workers import load_batches
 index = r2d2fast.bank.torch.arange(2)
 print(list(load_batches(len, [Batch(index, None, 2)], workers=0)))
+
+import numpy as np
+from r2d2fast import R2D2Classifier
+from r2d2fast.train import cli
+np.save("rows.npy", np.random.default_rng(0).normal(size=(60, 4)).astype("float32"))
+labels = np.where(np.arange(60) < 20, np.arange(60) % 2, -1)
+print(R2D2Classifier(max_epochs=1).fit(np.load("rows.npy", mmap_mode="r"), labels).transduction_.shape)
+assert cli.main(["--schedule-scale=0.02", "--run-dir=run", "--bank-storage=./bank"]) == 0
+
+def nobody_reads():
+    raise BrokenPipeError
+sys.exit(cli.exit_status("program", nobody_reads))
 """
-    imported = run(sys.executable, "-W", "ignore", "-c", code)
-    assert imported.returncode == 0, imported.stderr
-    assert {"r2d2fast.train.run_directory", "r2d2fast.data.partial_folder", "[3]"} <= set(imported.stdout.splitlines())
+    done = run(sys.executable, "-W", "ignore", "-c", code, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 141, done.stderr
+    said = {"r2d2fast.train.run_directory", "r2d2fast.data.partial_folder", "[3]", "(60,)"}
+    assert said <= set(done.stdout.splitlines())
+    assert (tmp_path / "run" / "results.json").exists()
 
 
 def test_built_but_broken_is_another_message(tmp_path):

@@ -3,7 +3,6 @@
 import gc
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass, replace
@@ -65,7 +64,7 @@ def exit_status(program: str, act: Callable[[], None]) -> int:
     except BrokenPipeError:
         # Whoever read has read enough; what Python would still write at its end goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 141  # 128 + SIGPIPE, as a shell says it; Windows has no such signal
     except Exception as error:
         from r2d2fast.train.failures import in_words
 
