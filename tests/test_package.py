@@ -255,6 +255,26 @@ def test_an_sdist_has_everything_and_its_wheel_works_from_elsewhere(tmp_path):
     assert directory.name in (empty / "report.html").read_text()
 
 
+@pytest.mark.extra("cibuildwheel")
+@pytest.mark.parametrize(
+    ("system", "machine", "ending"), [("linux", "x86_64", "manylinux"), ("macos", "arm64", "macosx")]
+)
+def test_cibuildwheel_has_a_wheel_for_this_python(system, machine, ending):
+    """It reads its configuration; to build it takes images of containers, or a Mac."""
+    command = (sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", system)
+    listed = run(*command, "--archs", machine, str(ROOT))
+    assert listed.returncode == 0, listed.stderr
+    found = listed.stdout.split()
+    assert f"cp3{sys.version_info.minor}-{ending}_{machine}" in found
+    assert not [name for name in found if "musllinux" in name or "i686" in name]
+
+
+@pytest.mark.extra("cibuildwheel")
+def test_cibuildwheel_builds_nothing_on_windows():
+    listed = run(sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", "windows", str(ROOT))
+    assert (listed.returncode, listed.stdout.split()) == (0, [])
+
+
 @pytest.mark.slow  # imports everything, and trains
 def test_it_imports_and_trains_where_what_is_posix_s_own_is_missing(tmp_path):
     """As on Windows, as far as that can be shown elsewhere; and the loader takes its batches without POSIX's signals."""
