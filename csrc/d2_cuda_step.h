@@ -158,6 +158,7 @@ __device__ inline Row<float> finish_row(const float (&total)[kSums], const float
 template <int kThreads>
 __device__ void write_nan(const StepArguments& a, const Team<kThreads>& team, int64_t i) {
   const RowAt grad = grad_row(a, i);
+  team.order();  // the gradient may overwrite the logits, and here a thread writes what others have read
 #pragma unroll 1
   for (int at = team.rank; at < grad.classes; at += kThreads) {
     if (grad.dtype == DType::float32)

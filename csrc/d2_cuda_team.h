@@ -73,6 +73,11 @@ class Team {
     return values[0];
   }
 
+  // Orders what the threads of a part of a warp read and write. After a reduction a block's are ordered already.
+  __device__ __forceinline__ void order() const {
+    if constexpr (kThreads <= 32) __syncwarp(mask_);
+  }
+
   // Two means to make the compiler need fewer registers, for teams of whole warps. Without them a thread with 16 or 32 elements
   // spills (sm_90, 32 elements: 5 KB).
 

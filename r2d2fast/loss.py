@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from r2d2fast import compiled
 from r2d2fast._backends import choose
-from r2d2fast._backends.checks import apart, check_bank, check_batch
+from r2d2fast._backends.checks import apart, check_bank, check_batch, check_memory, check_out
 from r2d2fast._backends.common import STATISTICS
 from r2d2fast.bank import PseudoLabelBank
 from r2d2fast.errors import BankError
@@ -26,15 +27,20 @@ def _step(
     bank: PseudoLabelBank,
     options: StepOptions,
     statistics: Tensor | None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss and its gradient, in eager mode."""
-    options.check(bank.device)
-    result = backend.step(apart(logits, bank), index, bank, options, statistics)
+    options.check(bank.pseudo_logits)
+    if out is not None:
+        check_memory(out, logits, index, bank, statistics)
+    result = backend.step(apart(logits, bank), index, bank, options, statistics, out)
+    # In-place writes that autograd cannot see by itself; torch.autograd.graph.increment_version() in fewer calls.
+    if out is not None:
+        torch._C._increment_version((out,))
     if options.update:
         if not (bank.sharded or bank.warned_of_ranks):
             _warn_of_ranks(bank)
-        # In-place writes that autograd cannot see by itself.
-        torch.autograd.graph.increment_version(bank.pseudo_logits)
+        torch._C._increment_version((bank.pseudo_logits,))
     return result
 
 
@@ -52,8 +58,10 @@ def _warn_of_ranks(bank: PseudoLabelBank) -> None:
 
 class _D2Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, backend, logits, index, bank, options, statistics):  # type: ignore[no-untyped-def]
-        loss, grad = _step(backend, logits, index, bank, options, statistics)
+    def forward(ctx, backend, logits, index, bank, options, statistics, inplace):  # type: ignore[no-untyped-def]
+        # A view of the logits that has their version: whoever changes them before backward is told.
+        out = logits.detach() if inplace else None
+        loss, grad = _step(backend, logits, index, bank, options, statistics, out)
         in_tensor = isinstance(options.grad_scale, Tensor)
         ctx.save_for_backward(grad, options.grad_scale if in_tensor else None)
         ctx.grad_scale = None if in_tensor else options.grad_scale
@@ -67,10 +75,10 @@ class _D2Loss(torch.autograd.Function):
         grad, scale = ctx.saved_tensors
         if grad_output.dim():  # the losses of the rows
             factor = grad_output / (ctx.grad_scale if scale is None else scale)
-            return None, (grad * factor[:, None]).to(grad.dtype), None, None, None, None
+            return None, (grad * factor[:, None]).to(grad.dtype), None, None, None, None, None
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         grad = ctx.scale_gradient(grad, grad_output, ctx.grad_scale if scale is None else scale, keep)
-        return None, grad, None, None, None, None
+        return None, grad, None, None, None, None, None
 
 
 def _loss(
@@ -81,14 +89,18 @@ def _loss(
     statistics: Tensor | None,
     backend: str,
     sample_weight: Tensor | None,
+    inplace: bool,
 ) -> Tensor:
     """The loss, with its derivative."""
     check_batch(logits, index, bank)
+    inplace = inplace and logits.requires_grad and torch.is_grad_enabled()
+    if inplace:
+        check_out(logits, logits)
     if sample_weight is not None:
-        return _weighted(logits, index, bank, options, statistics, backend, sample_weight)
+        return _weighted(logits, index, bank, options, statistics, backend, sample_weight, inplace)
     if bank.sharded:
         index = bank.localize(index)
-    if torch.compiler.is_compiling():
+    if is_compiling():
         loss, grad = compiled.step(logits, index, bank, options, statistics, backend)
         return compiled.attach(logits, loss, grad, options.grad_scale)
     if torch._C._are_functorch_transforms_active():
@@ -96,7 +108,8 @@ def _loss(
             "the D2 loss writes to its bank and cannot run inside torch.func transforms (grad, vmap, jvp); "
             "call loss.backward(), or r2d2fast.d2_step for the gradient in closed form"
         )
-    return _D2Loss.apply(choose(backend, logits, bank.pseudo_logits), logits, index, bank, options, statistics)
+    module = choose(backend, logits, bank.pseudo_logits)
+    return _D2Loss.apply(module, logits, index, bank, options, statistics, inplace)
 
 
 def _weighted(
@@ -107,6 +120,7 @@ def _weighted(
     statistics: Tensor | None,
     backend: str,
     sample_weight: Tensor,
+    inplace: bool,
 ) -> Tensor:
     """The rows' losses times their weights, reduced."""
     if not isinstance(sample_weight, Tensor) or not sample_weight.is_floating_point():
@@ -117,13 +131,13 @@ def _weighted(
             f"sample_weight is {list(sample_weight.shape)} on {sample_weight.device}; "
             f"pass {list(index.shape)} on {logits.device}, one weight a row of logits"
         )
-    if not torch.compiler.is_compiling():
-        options.check(bank.device)  # as they were given: below they are others
+    if not is_compiling():
+        options.check(bank.pseudo_logits)  # as they were given: below they are others
     divisor, update_divisor = options.normalizer, options.update_normalizer
     if update_divisor is None and divisor is not None:
         update_divisor = divisor * options.batches
     unreduced = options._replace(reduction="none", normalizer=None, update_normalizer=update_divisor)
-    losses = _loss(logits, index, bank, unreduced, statistics, backend, None) * sample_weight
+    losses = _loss(logits, index, bank, unreduced, statistics, backend, None, inplace) * sample_weight
     if options.reduction == "none":
         return losses
     loss = losses.sum(dtype=torch.float64)
@@ -147,6 +161,7 @@ def d2_step(
     update: bool = True,
     reduction: str = "mean",
     backend: str = "auto",
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One D2 step without autograd, for loops that call ``logits.backward(grad)``.
 
@@ -166,10 +181,14 @@ def d2_step(
         update: whether the pseudo-logits move.
         reduction: ``"mean"``, Σ_i L_i / D; ``"sum"``, Σ_i L_i; or ``"none"``, the L_i of all rows. The pseudo-logits move alike.
         backend: ``"auto"`` or a name in :func:`r2d2fast.backends`.
+        out: where to write the gradient; by default to a new tensor. Contiguous, of the logits' shape, dtype and device. Either a
+            tensor that shares no memory with logits, index or bank, or ``logits`` itself, which the gradient then overwrites:
+            one tensor of the batch's size less. ``logits.backward(grad)`` is right wherever the operation that made the logits
+            does not need them again: a linear layer does not, and of one that does autograd says so in a RuntimeError.
 
     Returns:
         The loss, a float32 scalar or, unreduced, ``[B]``, and its gradient with respect to the logits, ``[B, N]`` in their dtype:
-        of row i, where the loss is not reduced, ∂L_i/∂ŷ_i. A row
+        of row i, where the loss is not reduced, ∂L_i/∂ŷ_i. Where ``out`` is given the gradient is on its memory, detached. A row
         with a non-finite logit makes the loss and its own gradient NaN and leaves its pseudo-logits alone.
 
     Raises:
@@ -187,9 +206,12 @@ def d2_step(
     options = StepOptions(
         alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update, reduction, bank.ranks
     )
-    if torch.compiler.is_compiling():
-        return compiled.step(logits, index, bank, options, None, backend)
-    result = _step(choose(backend, logits, bank.pseudo_logits), logits, index, bank, options, None)
+    if out is not None:
+        check_out(out, logits)
+        out = out.detach() if out.requires_grad else out
+    if is_compiling():
+        return compiled.step(logits, index, bank, options, None, backend, out)
+    result = _step(choose(backend, logits, bank.pseudo_logits), logits, index, bank, options, None, out)
     warn_of_small_alpha(alpha, beta, stacklevel=2)
     return result
 
@@ -210,12 +232,14 @@ def d2_loss(
     update: bool = True,
     reduction: str = "mean",
     backend: str = "auto",
+    inplace: bool = False,
 ) -> Tensor:
     """The D2 loss with its derivative for autograd: the functional form of :class:`FusedD2Loss`.
 
     Args:
         sample_weight: as in :meth:`FusedD2Loss.forward`; everything else as in :func:`d2_step`.
         update: whether the pseudo-logits move; they do so only where gradients are enabled.
+        inplace: as of :class:`FusedD2Loss`.
 
     Returns:
         The loss, a float32 scalar or, with ``reduction="none"``, ``[B]``. Errors and warnings as in :func:`d2_step`.
@@ -225,8 +249,8 @@ def d2_loss(
     options = StepOptions(
         alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update, reduction, bank.ranks
     )
-    loss = _loss(logits, index, bank, options, None, backend, sample_weight)
-    if not torch.compiler.is_compiling():
+    loss = _loss(logits, index, bank, options, None, backend, sample_weight, inplace)
+    if not is_compiling():
         warn_of_small_alpha(alpha, beta, stacklevel=2)
     return loss
 
@@ -253,10 +277,14 @@ class FusedD2Loss(torch.nn.Module):
             by k where your framework does not (Lightning, Accelerate and Transformers do). Not with ``update_normalizer``, which
             says the same by itself.
         persistent: whether ``state_dict()`` carries the bank, as of a buffer. Without it save ``bank.state_dict()`` by yourself.
+        inplace: the gradient overwrites the logits in the forward call, where they need one, instead of taking memory of its own.
+            You must not read the logits afterwards. Where the operation that made the logits needs them for its own backward (a
+            linear layer does not), autograd raises a RuntimeError in ``backward()``. Without effect under ``torch.compile``.
 
     Raises:
         TypeError: ``bank`` is no :class:`PseudoLabelBank`, or a number is none.
-        ValueError: a number or name outside of what :func:`d2_step` takes.
+        ValueError: a number or name outside of what :func:`d2_step` takes; with ``inplace``, in the forward call, logits that are
+            a leaf, not contiguous, or memory of the bank.
 
     Warns:
         UserWarning: alpha <= beta, for which pseudo-labels do not follow the predictions (Theorem 1).
@@ -281,11 +309,12 @@ class FusedD2Loss(torch.nn.Module):
         reduction: str = "mean",
         gradient_accumulation_steps: int = 1,
         persistent: bool = True,
+        inplace: bool = False,
     ) -> None:
         super().__init__()
         check_bank(bank)
         StepOptions(alpha, beta, label_lr, 1.0, class_loss, normalizer, update_normalizer, reduction=reduction).check(
-            bank.device
+            bank.pseudo_logits
         )
         if not isinstance(gradient_accumulation_steps, int) or gradient_accumulation_steps < 1:
             raise ValueError(f"gradient_accumulation_steps is {gradient_accumulation_steps!r}; it must be 1, 2, …")
@@ -306,6 +335,7 @@ class FusedD2Loss(torch.nn.Module):
         self.reduction = reduction
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.persistent = persistent
+        self.inplace = inplace
         self._statistics: Tensor | None = None
         if statistics:
             self._statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=bank.device)
@@ -327,16 +357,23 @@ class FusedD2Loss(torch.nn.Module):
 
         Errors as in :func:`d2_step`.
         """
-        return _loss(logits, index, self.bank, self._options(grad_scale), self.statistics, self.backend, sample_weight)
+        options = self._options(grad_scale)
+        return _loss(logits, index, self.bank, options, self.statistics, self.backend, sample_weight, self.inplace)
 
-    def step(self, logits: Tensor, index: Tensor, grad_scale: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
+    def step(
+        self, logits: Tensor, index: Tensor, grad_scale: float | Tensor = 1.0, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The same without autograd, for loops that call ``logits.backward(grad)``: the loss and its gradient, as of
-        :func:`d2_step`, times ``grad_scale``. The update happens as in :meth:`forward`."""
+        :func:`d2_step`, times ``grad_scale``; ``out`` as there, for which ``inplace`` plays no part. The update happens as in
+        :meth:`forward`."""
         check_batch(logits, index, self.bank)
+        if out is not None:
+            check_out(out, logits)
+            out = out.detach() if out.requires_grad else out
         if self.bank.sharded:
             index = self.bank.localize(index)
         backend = choose(self.backend, logits, self.bank.pseudo_logits)
-        return _step(backend, logits.detach(), index, self.bank, self._options(grad_scale), self.statistics)
+        return _step(backend, logits.detach(), index, self.bank, self._options(grad_scale), self.statistics, out)
 
     def _options(self, grad_scale: float | Tensor) -> StepOptions:
         return StepOptions(

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from r2d2fast import BackendError
+from r2d2fast import BackendError, d2_step
 from r2d2fast.bank import DTYPES
+from r2d2fast.testing import make_bank
 from tests import test_cuda_failures
-from tests.cuda_host.backend import CSRC, DEFINES, SOURCES
+from tests.cuda_host.backend import CSRC, DEFINES, SOURCES, on_the_host
 from tests.cuda_host.build import build, problem
 from tests.cuda_host.host import ORDERS, Host
 from tests.mutants import mutate
@@ -32,6 +33,16 @@ pytestmark = [
 ]
 
 F32, BF16, F16 = DTYPES
+
+
+def check_overwritten(host: Host, order: str) -> None:
+    """A row that is not finite, whose gradient overwrites the logits."""
+    logits = torch.full((5, 100), float("inf"))
+    with on_the_host(host, order):
+        _, grad = d2_step(logits, torch.arange(5), make_bank(8, 100), out=logits, backend="cuda")
+    assert grad.isnan().all()
+
+
 Probe = Callable[[Host, str], None]
 
 
@@ -96,6 +107,10 @@ BUGS = {
         "if (PLANTED && blockIdx.x + threadIdx.x == 0) *a.bank.updates += 1; if (!reports_last",
         STEP,
         rf"{RACE}|counts 2 updates instead of 1",
+    ),
+    "logits overwritten too early": Bug(
+        TEAM, "if constexpr (kThreads <= 32) __syncwarp(mask_);",
+        "if constexpr (kThreads <= 32) if (!PLANTED) __syncwarp(mask_);", probe(check_overwritten), RACE,
     ),
     # Outside of an array or a tensor.
     "a hash of 10 bits": Bug(BATCH, "* 0x9E3779B1u >> 23", "* 0x9E3779B1u >> (23 - PLANTED)", STEP, "has index [0-9]+ into 'int"),

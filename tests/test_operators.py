@@ -54,6 +54,14 @@ class TestOpcheck:
         arguments = operator_arguments(make_bank(8, 20), logits, index, update=update, backend=name)
         torch.library.opcheck(torch.ops.r2d2fast.d2_step.default, arguments)
 
+    @pytest.mark.parametrize("overwritten", [True, False])
+    @pytest.mark.parametrize("reduction", ["mean", "none"])
+    def test_of_the_step_into_a_tensor(self, name, overwritten, reduction):
+        logits = torch.randn(5, 20)
+        arguments = operator_arguments(make_bank(8, 20), logits, torch.arange(5), reduction=reduction, backend=name)
+        out = logits if overwritten else torch.empty_like(logits)
+        torch.library.opcheck(torch.ops.r2d2fast.d2_step_out.default, (*arguments, out))
+
     @pytest.mark.parametrize("reduction", ["mean", "none"])
     def test_of_the_step_on_views_without_statistics(self, name, reduction):
         logits, index = torch.randn(5, 23)[:, 1:21], torch.arange(10, dtype=torch.int32)[::2]
@@ -73,9 +81,14 @@ def test_opcheck_of_the_derivative(grad_scale, loss):
 def test_what_is_written_is_declared():
     written = {
         operator: {argument.name for argument in operator.default._schema.arguments if argument.is_write}
-        for operator in (torch.ops.r2d2fast.d2_step, torch.ops.r2d2fast.attach_gradient)
+        for operator in (
+            torch.ops.r2d2fast.d2_step,
+            torch.ops.r2d2fast.d2_step_out,
+            torch.ops.r2d2fast.attach_gradient,
+        )
     }
-    assert list(written.values()) == [{"pseudo_logits", "updates", "status", "statistics"}, set()]
+    bank = {"pseudo_logits", "updates", "status", "statistics"}
+    assert list(written.values()) == [bank, bank | {"out"}, set()]
 
 
 def training_step(criterion, network, x, index):
@@ -243,7 +256,27 @@ def index_is_the_step_counter(criterion, x, index):
     return (criterion(x[:1], criterion.bank.updates),)
 
 
+def logits_overwritten_by_their_gradient(criterion, x, index):
+    y = x * 2
+    loss, grad = d2_step(y, index, criterion.bank, out=y)
+    return loss, grad.sin(), y.cos()
+
+
+def logits_of_the_caller_overwritten(criterion, x, index):
+    loss, grad = d2_step(x, index, criterion.bank, out=x)
+    return loss, grad.sin(), x.add_(0.5)
+
+
+def gradient_in_a_part_of_a_buffer(criterion, x, index):
+    buffer = x.new_zeros(7, 30)
+    loss, _ = d2_step(x, index, criterion.bank, out=buffer[1:6])
+    return loss, buffer.sin()
+
+
 ALIASES = (
+    logits_overwritten_by_their_gradient,
+    logits_of_the_caller_overwritten,
+    gradient_in_a_part_of_a_buffer,
     same_bank_twice,
     rows_read_before_and_after,
     logits_changed_in_place,
@@ -262,8 +295,9 @@ def test_inputs_that_share_memory_give_what_eager_gives(program, compiler):
     for run in (program, torch.compile(program, fullgraph=True, backend=compiler)):
         bank = make_bank(12, 30, labelled_every=0)
         criterion = FusedD2Loss(bank, label_lr=300.0)
-        results = [run(criterion, x, index) for _ in range(2)]
-        outcomes.append((results, bank.pseudo_logits, bank.updates))
+        given = x.clone()
+        results = [run(criterion, given, index) for _ in range(2)]
+        outcomes.append((results, given, bank.pseudo_logits, bank.updates))
     torch.testing.assert_close(*outcomes)
 
 
@@ -326,6 +360,24 @@ class TestVersionCounter:
             needs_rows.backward()
 
 
+def test_compiled_training_may_overwrite_logits():
+    torch.manual_seed(1)
+    network, x = torch.nn.Linear(6, 30), torch.randn(12, 6)
+    outcomes = []
+
+    def gradient(bank, out):
+        logits = network(x)
+        return logits, d2_step(logits, torch.arange(12), bank, out=logits if out else None)[1]
+
+    for run, out in ((gradient, False), (gradient, True), (aot_eager(gradient), True)):
+        network.zero_grad()
+        logits, grad = run(make_bank(40, 30), out)
+        logits.backward(grad)
+        outcomes.append(network.weight.grad)
+    assert torch.equal(outcomes[0], outcomes[1])
+    torch.testing.assert_close(outcomes[2], outcomes[0])
+
+
 class TestCompiledErrors:
     """As clear as in eager mode, and as harmless."""
 
@@ -352,6 +404,14 @@ class TestCompiledErrors:
     def test_logits_of_another_width(self):
         """TorchDynamo wraps what is raised while it traces; ours is in its text."""
         self.refuse(RuntimeError, r"logits are \[4, 20\], but this bank has 30 classes", logits=torch.randn(4, 20))
+
+    def test_memory_that_is_not_free_to_be_written(self):
+        bank = make_bank(20, 30, labelled_every=0)
+        before = bank.pseudo_logits.clone()
+        step = torch.compile(d2_step, fullgraph=True, backend="eager")
+        with pytest.raises(ValueError, match="out shares memory with the bank's rows"):
+            step(torch.randn(4, 30), torch.arange(4), bank, out=bank.pseudo_logits[4:8])
+        assert torch.equal(bank.pseudo_logits, before)
 
     def test_a_backend_that_is_not_there(self):
         self.refuse(BackendError, "backend 'cuda' cannot be used", backend="cuda")

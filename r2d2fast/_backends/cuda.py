@@ -36,11 +36,16 @@ def why_not(logits: Tensor, rows: Tensor) -> str | None:
 
 
 def step(
-    logits: Tensor, index: Tensor, bank: Bank, options: StepOptions, statistics: Tensor | None
+    logits: Tensor,
+    index: Tensor,
+    bank: Bank,
+    options: StepOptions,
+    statistics: Tensor | None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     module = _module()
     size, batch, *_kept = batch_handle(logits, index)
-    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    grad = torch.empty_like(logits, memory_format=torch.contiguous_format) if out is None else out
     loss = torch.empty((), dtype=torch.float32, device=logits.device)
     planes = 1 if statistics is None else module.results
     results = torch.empty(planes * size, dtype=torch.float32, device=logits.device)

@@ -19,13 +19,19 @@ def why_not(logits: Tensor, rows: Tensor) -> str | None:
 
 @torch.no_grad()
 def step(
-    logits: Tensor, index: Tensor, bank: Bank, options: StepOptions, statistics: Tensor | None
+    logits: Tensor,
+    index: Tensor,
+    bank: Bank,
+    options: StepOptions,
+    statistics: Tensor | None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     if statistics is not None:
         statistics += _row_statistics(logits, index, bank, options.class_loss)
     result = reference.d2_step(logits, index, bank, **options._asdict())
     loss = result.row_losses if options.reduction == "none" else result.loss
-    return loss.to(torch.promote_types(logits.dtype, torch.float32)), result.grad.to(logits.dtype)
+    grad = result.grad.to(logits.dtype) if out is None else out.copy_(result.grad)
+    return loss.to(torch.promote_types(logits.dtype, torch.float32)), grad
 
 
 def _row_statistics(logits: Tensor, index: Tensor, bank: Bank, class_loss: str) -> Tensor:

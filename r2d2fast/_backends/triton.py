@@ -36,12 +36,17 @@ def why_not(logits: Tensor, rows: Tensor) -> str | None:
 
 
 def step(
-    logits: Tensor, index: Tensor, bank: Bank, options: StepOptions, statistics: Tensor | None
+    logits: Tensor,
+    index: Tensor,
+    bank: Bank,
+    options: StepOptions,
+    statistics: Tensor | None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     from r2d2fast.kernels.step import step
 
     size = logits.shape[0]
-    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    grad = torch.empty_like(logits, memory_format=torch.contiguous_format) if out is None else out
     loss = torch.empty((), dtype=torch.float32, device=logits.device)
     planes = 1 if statistics is None else 1 + len(STATISTICS)
     results = torch.empty(planes * size, dtype=torch.float32, device=logits.device)

@@ -226,7 +226,7 @@ class Trainer:
             with timed, self.precision.autocast():
                 logits = method.forward(views)
             # The loss apart from the network's graph: its time is not the network's, and D2 needs no autograd.
-            loss, grad = loss_function(logits.detach(), index, total)
+            loss, grad = loss_function(logits, index, total)
             with timed:
                 self.optimizer.zero_grad()
                 logits.backward(grad)

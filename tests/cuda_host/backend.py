@@ -74,13 +74,19 @@ def on_the_host(host: Host, order: str) -> Iterator[list[Report]]:
         finally:
             given.clear()
 
-    def step(logits: Tensor, index: Tensor, of: Any, options: Any, statistics: Tensor | None) -> Any:
+    def step(
+        logits: Tensor, index: Tensor, of: Any, options: Any, statistics: Tensor | None, out: Tensor | None = None
+    ) -> Any:
         if statistics is not None:
             given["statistics"] = statistics
-        return original_step(logits, index, of, options, statistics)
+        if out is not None:
+            given["out"] = out
+        return original_step(logits, index, of, options, statistics, out)
 
     def launch(kernel: Any, *arguments: Any) -> None:
         checks = all(tensor.numel() < WATCHED_ELEMENTS for tensor in given.values())
+        if "out" in given and given["out"].data_ptr() == given["logits"].data_ptr():
+            del given["logits"]  # one tensor under one name: the step overwrites it
         constants = {name: given[name] for name in ("logits", "index", "slots", "grad_output") if name in given}
         buffers = {name: tensor for name, tensor in given.items() if name not in constants}
         given.clear()

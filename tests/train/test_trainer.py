@@ -370,3 +370,34 @@ def test_stage_1_by_itself_has_no_pseudo_labels(tmp_path):
             trainer.run_epoch()
     assert history_without_times(alone) == history_without_times(whole)
     assert not (tmp_path / "bank").exists()  # where stage 2 would find a file of another size
+
+
+class TestWhereTheGradientLies:
+    """In an epoch of stage 2, whose last step is measured: the steps whose gradient overwrites the logits, and the run."""
+
+    def run(self, monkeypatch, network=None):
+        trainer = trainer_after(2)
+        d2_step, overwritten = trainer.method.d2_loss.step, []
+
+        def step(logits, index, scale, out):
+            loss, grad = d2_step(logits, index, scale, out)
+            overwritten.append(grad.data_ptr() == logits.data_ptr())
+            return loss, grad
+
+        monkeypatch.setattr(trainer.method.d2_loss, "step", step)
+        if network is not None:
+            monkeypatch.setattr(trainer, "network", network(trainer.network))
+        trainer.run_epoch()
+        return overwritten, trainer
+
+    def test_on_a_linear_layer_s_logits_in_every_step_that_is_not_measured(self, monkeypatch):
+        overwritten, trainer = self.run(monkeypatch)
+        assert overwritten == [True, True, True, False]
+        monkeypatch.setattr("r2d2fast.train.methods.r2d2._NEED_NO_RESULT", ())
+        never, other = self.run(monkeypatch)
+        assert never == [False] * 4
+        assert_same_run(trainer, other)
+
+    def test_nowhere_if_backward_may_need_the_logits(self, monkeypatch):
+        overwritten, _ = self.run(monkeypatch, lambda network: nn.Sequential(network, nn.Tanh()))
+        assert overwritten == [False] * 4

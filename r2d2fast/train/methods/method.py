@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from r2d2fast.train.schedule import Epoch
     from r2d2fast.train.trainer import Trainer
 
-# Of logits [B, N], sample numbers [B] and the size of the global batch: the loss, and its gradient times the precision's scale.
+# Of logits [B, N] as the network gives them, sample numbers [B] and the size of the global batch: the loss, and its gradient
+# times the precision's scale, which may lie where the logits were.
 LossFunction = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
@@ -101,7 +102,7 @@ class Method:
         """``loss`` with its gradient."""
 
         def loss_function(logits: Tensor, index: Tensor, total: int) -> tuple[Tensor, Tensor]:
-            leaf = logits.requires_grad_()
+            leaf = logits.detach().requires_grad_()
             value = loss(leaf.float(), index, total)
             (grad,) = torch.autograd.grad(value * self.trainer.precision.scale(), leaf)
             return value.detach(), grad

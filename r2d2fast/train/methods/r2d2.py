@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from r2d2fast.train.trainer import Trainer
 
 
+# Nodes of autograd, those of linear layers, that do not need the logits they made for their own backward: the gradient may
+# overwrite them, one tensor of the batch's size less. Of other nodes one would find out in the middle of a run.
+_NEED_NO_RESULT = ("AddmmBackward0", "MmBackward0")
+
+
 class R2D2(Method):
     """Stage 2 is D2 with repredictions; stage 3 fine-tunes on the hard labels found.
 
@@ -123,8 +128,10 @@ class R2D2(Method):
         self.d2_loss.normalizer = total / trainer.ranks.count
         self.d2_loss.update_normalizer = float(total)
         local = trainer.ownership.local[index]
-        loss, grad = self.d2_loss.step(logits, local, trainer.precision.scale())
-        if trainer.position.step == len(trainer.losses) - 1:
+        measures = trainer.position.step == len(trainer.losses) - 1
+        out = logits if not measures and type(logits.grad_fn).__name__ in _NEED_NO_RESULT else None
+        loss, grad = self.d2_loss.step(logits, local, trainer.precision.scale(), out)
+        if measures:
             self.theorems.measure(logits, local)
         return loss, grad
 
