@@ -46,7 +46,7 @@ def main(*, quick: bool = False, json: Path | None = None) -> None:
             for threads in settings.threads
         ],
     }
-    memory = {name: step_memory(name) for name in ("d2_step", "module")}
+    memory = {name: step_memory(name) for name in ("d2_step", "in place", "module")}
 
     print(table.machine_list(about), end="\n\n")
     for name, timings in sections.items():

@@ -42,10 +42,10 @@ def compare(timings: Iterable[Timing]) -> list[Comparison]:
     for timing in timings:
         shape = (timing.batch, timing.classes)
         single = {(v.ours, v.baseline): v.ratio for v in comparisons if (v.batch, v.classes, v.threads) == (*shape, 1)}
-        own = [name for name in ("d2_step", "module") if name in timing.seconds]
+        own = [name for name in ("d2_step", "in place", "module") if name in timing.seconds]
         for ours in own:
             # Autograd's own cost says something about the module alone: d2_step does without autograd.
-            skipped = {*own, "scalar"} if ours == "d2_step" else set(own)
+            skipped = set(own) if ours == "module" else {*own, "scalar"}
             for baseline in timing.seconds.keys() - skipped:
                 if timing.threads == 1:
                     target = AT_LEAST.get((*shape, ours, baseline))

@@ -94,4 +94,4 @@ def test_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys):
         (one,) = section["timings"]
         assert {len(samples) for samples in one["seconds"].values()} == {2}
         assert {c["baseline"] for c in section["comparisons"] if c["ours"] == "d2_step"} == set("ade")
-    assert result["memory"] == {"d2_step": 1.0, "module": 1.0}
+    assert result["memory"] == {"d2_step": 1.0, "in place": 1.0, "module": 1.0}

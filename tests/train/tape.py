@@ -58,14 +58,14 @@ def capture(tape):
 
     d2_step = FusedD2Loss.step
 
-    def step(loss, logits, index, grad_scale=1.0):
+    def step(loss, logits, index, grad_scale=1.0, out=None):
         # The kernel is no operator of PyTorch's; and what the loss is given may be other numbers by the time of the replay.
         options = loss._options(grad_scale)
 
         def call(logits, index):
             now, loss._options = loss._options, lambda _: options
             try:
-                return d2_step(loss, logits, index, grad_scale)
+                return d2_step(loss, logits, index, grad_scale, None if out is None else logits)
             finally:
                 loss._options = now
 
