@@ -68,14 +68,18 @@ class StepKernel {
         scratch_(n_) {}
 
   void run(const int32_t* order, int64_t begin, int64_t end) const {
+    int64_t ahead = begin;
     if (n_ <= kTileClasses) {
-      int64_t ahead = begin;
       for (int64_t i = begin; i < end; i += kLanes) {
-        for (; ahead < end && ahead < i + kPrefetchRows; ++ahead) prefetch(slots_[order[ahead]]);
+        for (; ahead < end && ahead < i + kTiledRowsAhead; ++ahead) prefetch<kLine>(slots_[order[ahead]]);
         tile(order + i, end - i < kLanes ? int(end - i) : kLanes);
       }
     } else {
-      for (int64_t i = begin; i < end; ++i) row(order[i], i + 1 < end ? order[i + 1] : -1);
+      for (int64_t i = begin; i < end; ++i) {
+        if (ahead < i + kRowsAhead)
+          for (; ahead < end && ahead < i + 2 * kRowsAhead; ++ahead) prefetch<kPage>(slots_[order[ahead]]);
+        row(order[i], i + 1 < end ? order[i + 1] : -1);
+      }
     }
   }
 
@@ -83,13 +87,17 @@ class StepKernel {
   // Up to so many classes lanes are rows, so that no sum crosses lanes and no lane idles in a tail.
   static constexpr int kTileClasses = 64;
 
-  // Rows of the bank lie anywhere in memory, so that this many of them are prefetched while others are worked on.
-  static constexpr int kPrefetchRows = 48;
+  // Rows of the bank lie anywhere in memory, so that this many of them are prefetched while others are worked on. Of long rows only
+  // the pages, a block of rows at a time: walks of the page table go on side by side, but one for each row would be waited for.
+  static constexpr int kTiledRowsAhead = 256, kRowsAhead = 48;
+  static constexpr int kLine = 64, kPage = 4096;
 
-  void prefetch(int32_t slot) const {
+  // Inlined by force: GCC drops a call of a function that does nothing but prefetch.
+  template <int kApart>
+  R2D2_INLINE void prefetch(int32_t slot) const {
     if (slot < 0) return;
     const char *row = bank_row(bank_, slot), *end = row + n_ * element_size(bank_.dtype);
-    for (; row < end; row += 64) __builtin_prefetch(row);
+    for (; row < end; row += kApart) __builtin_prefetch(row);
     __builtin_prefetch(end - 1);
   }
 

@@ -36,8 +36,9 @@ float read_row(const void* row, float* out, int64_t n) {
   }
   float m = reduce_max(largest);
   for (; j < n; ++j) {
-    out[j] = to_float(in[j]);
-    m = out[j] > m ? out[j] : m;
+    const float x = to_float(in[j]);
+    if (static_cast<const void*>(out) != row) out[j] = x;
+    m = x > m ? x : m;
   }
   return m;
 }
@@ -124,7 +125,7 @@ struct Ahead {
   const char* data;
   int64_t bytes;
 
-  void prefetch(int64_t at) const {
+  R2D2_INLINE void prefetch(int64_t at) const {
     if (at < bytes) __builtin_prefetch(data + at);
   }
 };

@@ -52,10 +52,16 @@ struct FirstLanes {
 inline Vec load_lanes(const float* p, AllLanes) { return read<Vec>(p); }
 inline void store_lanes(float* p, Vec v, AllLanes) { write(p, v); }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+inline __m256i mask_of(FirstLanes first) { return (__m256i)(IntVec{0, 1, 2, 3, 4, 5, 6, 7} < first.count); }
+#endif
+
 // The other lanes are 0, and their memory is not touched.
 inline Vec load_lanes(const float* p, FirstLanes first) {
 #if defined(__AVX512F__)
   return _mm512_maskz_loadu_ps(__mmask16((1u << first.count) - 1), p);
+#elif defined(__AVX2__)
+  return _mm256_maskload_ps(p, mask_of(first));
 #else
   Vec v{};
   memcpy(&v, p, first.count * sizeof(float));
@@ -66,6 +72,8 @@ inline Vec load_lanes(const float* p, FirstLanes first) {
 inline void store_lanes(float* p, Vec v, FirstLanes first) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, __mmask16((1u << first.count) - 1), v);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(p, mask_of(first), v);
 #else
   memcpy(p, &v, first.count * sizeof(float));
 #endif
