@@ -60,10 +60,8 @@ class LinearOfSomeFeatures(nn.Linear):
         if not self.training or self.kept == self.in_features:
             return super().forward(input)
         columns = torch.randperm(self.in_features, device=input.device)[: self.kept]
-        scale = self.in_features / self.kept
-        # gather, as the gradient of index_select is added column by column: 1.2 ms instead of 0.4 for 1000 × 768 weights.
-        some = input.gather(1, columns.expand(len(input), -1)) * scale
-        return nn.functional.linear(some, self.weight.gather(1, columns.expand(self.out_features, -1)), self.bias)
+        some = input.index_select(1, columns) * (self.in_features / self.kept)
+        return nn.functional.linear(some, self.weight.index_select(1, columns), self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, kept={self.kept}"
