@@ -311,8 +311,9 @@ class Config:
     path, on a CPU, in a file that is mapped."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """What turns gradients into steps, in every stage: SGD, or AdamW with PyTorch's own betas. With adamw the recipe has other
-    learning rates and another weight decay."""
+    """What turns gradients into steps, in every stage: SGD, or AdamW with PyTorch's own betas. With adamw the recipe has 0.02
+    times the learning rates and 1000 times the weight decay of SGD, as tuned on the digits; embeddings of which many are
+    labelled are better with SGD."""
 
     momentum: float = 0.9
     """The Nesterov momentum of SGD in every stage."""

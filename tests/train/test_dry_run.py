@@ -78,7 +78,7 @@ def test_adamw_has_learning_rates_of_its_own():
         "--ema 0.99 command line",
         "--stage1.lr 0.001 ours",
         "--stage2.lrs 0.0024,0.0024,0.0016,0.0008,8e-05 ours",
-        "--weight-decay 0.01 ours",
+        "--weight-decay 1.0 ours",
         "--stage2.weight-decay None ours",
         "Network: 24058 parameters, 96232 bytes; as much again for gradients, and twice as much for AdamW's moments, and once "
         "more for averaged weights.",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from r2d2fast import R2D2Classifier, load_run
+from r2d2fast import R2D2Classifier, load_run, recipe_for
 from r2d2fast.train import cli
 from r2d2fast.train.checks import check_schedule, check_values
 from r2d2fast.train.config import Config
@@ -198,6 +198,17 @@ def test_flags_are_every_field_by_the_name_of_its_flag():
     expected |= {f"{stage}.{field.name}" for stage in stages for field in fields(getattr(config, stage))}
     assert values.keys() == expected
     assert (values["stage2.lrs"], values["seed"]) == (config.stage2.lrs, config.seed)
+
+
+@pytest.mark.parametrize("dataset", ["digits", "embeddings"])
+def test_adamw_s_learning_rates_and_weight_decay_are_in_proportion_to_those_of_sgd(dataset):
+    sgd, adamw = recipe_for(dataset).config, recipe_for(dataset, optimizer="adamw").config
+    assert adamw.optimizer == "adamw"
+    rates = [(one.stage1.lr, *one.stage2.lrs, one.stage3.lr) for one in (sgd, adamw)]
+    assert rates[1] == pytest.approx([0.02 * lr for lr in rates[0]])
+    assert adamw.weight_decay == pytest.approx(1000 * sgd.weight_decay)
+    own = sgd.stage2.weight_decay
+    assert adamw.stage2.weight_decay == (None if own is None else pytest.approx(1000 * own))
 
 
 def test_embeddings_have_on_the_command_line_the_numbers_that_the_estimator_takes(tmp_path):
