@@ -38,7 +38,7 @@ ARCHS = (80, 90, 100)
 SHAPES = {(4, 4), (8, 8), (16, 8), (32, 8), (32, 16), (32, 32), (128, 16), (256, 16), (512, 16)}
 
 LOAD, STORE = "LDG.E.128", "STG.E.128"
-SMALL = 120 * 1024
+SMALL = 125 * 1024
 """Bytes that the machine code of the default loss may have, in vectors. It was up to 358 KB with every loss and access."""
 
 
