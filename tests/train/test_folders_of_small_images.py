@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 def test_the_kind_of_images_decides_the_recipe_before_the_flags_are_read(folder, tmp_path):
     small = parse(folder)
-    assert (small.dataset, small.backbone, small.translate) == ("folder", "small", 2)
+    assert (small.dataset, small.backbone, small.translate) == ("folder", "conv4", 2)
     assert parse([*folder, "--backbone=convlarge"]).backbone == "convlarge"
     write_class_folders(tmp_path / "larger", 4, 65, 64)
     larger = parse(["--dataset=folder", f"--data-dir={tmp_path / 'larger'}"])
