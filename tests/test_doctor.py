@@ -89,73 +89,73 @@ def test_backends_that_are_not_here_are_named_with_what_to_do(report):
             assert "not available" in shown
 
 
-def wrong_gradient(step, logits, index, bank, p, statistics):
-    loss, grad = step(logits, index, bank, p, statistics)
+def wrong_gradient(step, logits, index, bank, p, statistics, out):
+    loss, grad = step(logits, index, bank, p, statistics, out)
     return loss, grad * 1.01
 
 
-def wrong_last_row(step, logits, index, bank, p, statistics):
-    loss, grad = step(logits, index, bank, p, statistics)
+def wrong_last_row(step, logits, index, bank, p, statistics, out):
+    loss, grad = step(logits, index, bank, p, statistics, out)
     grad[-1:] = grad[:1]
     return loss, grad
 
 
-def sixteen_bit_gradient(step, logits, index, bank, p, statistics):
-    loss, grad = step(logits, index, bank, p, statistics)
+def sixteen_bit_gradient(step, logits, index, bank, p, statistics, out):
+    loss, grad = step(logits, index, bank, p, statistics, out)
     return loss, grad.bfloat16().to(grad.dtype)
 
 
-def wrong_loss(step, logits, index, bank, p, statistics):
-    loss, grad = step(logits, index, bank, p, statistics)
+def wrong_loss(step, logits, index, bank, p, statistics, out):
+    loss, grad = step(logits, index, bank, p, statistics, out)
     return loss * (1 + 1e-5), grad
 
 
-def forgotten_update(step, logits, index, bank, p, statistics):
+def forgotten_update(step, logits, index, bank, p, statistics, out):
     bank.updates += p.update
-    return step(logits, index, bank, p._replace(update=False), statistics)
+    return step(logits, index, bank, p._replace(update=False), statistics, out)
 
 
-def update_too_far(step, logits, index, bank, p, statistics):
-    return step(logits, index, bank, p._replace(label_lr=p.label_lr * 1.01), statistics)
+def update_too_far(step, logits, index, bank, p, statistics, out):
+    return step(logits, index, bank, p._replace(label_lr=p.label_lr * 1.01), statistics, out)
 
 
-def touches_another_row(step, logits, index, bank, p, statistics):
-    result = step(logits, index, bank, p, statistics)
+def touches_another_row(step, logits, index, bank, p, statistics, out):
+    result = step(logits, index, bank, p, statistics, out)
     others = torch.ones(len(bank.pseudo_logits), dtype=torch.bool)
     others[bank.slots[index.clamp(0, len(bank.slots) - 1).long()].clamp_min(0).long()] = False
     bank.pseudo_logits[others] += 1e-3
     return result
 
 
-def step_not_counted(step, logits, index, bank, p, statistics):
-    result = step(logits, index, bank, p, statistics)
+def step_not_counted(step, logits, index, bank, p, statistics, out):
+    result = step(logits, index, bank, p, statistics, out)
     bank.updates.zero_()
     return result
 
 
-def first_duplicate_wins(step, logits, index, bank, p, statistics):
-    loss, grad = step(logits.flip(0), index.flip(0), bank, p, statistics)
+def first_duplicate_wins(step, logits, index, bank, p, statistics, out):
+    loss, grad = step(logits.flip(0), index.flip(0), bank, p, statistics, out)
     return loss, grad.flip(0)
 
 
-def hides_bad_rows(step, logits, index, bank, p, statistics):
-    loss, grad = step(logits, index, bank, p, statistics)
+def hides_bad_rows(step, logits, index, bank, p, statistics, out):
+    loss, grad = step(logits, index, bank, p, statistics, out)
     return loss, grad.nan_to_num()
 
 
-def rounds_to_nearest(step, logits, index, bank, p, statistics):
+def rounds_to_nearest(step, logits, index, bank, p, statistics, out):
     rounding, bank.rounding = bank.rounding, "nearest"
     try:
-        return step(logits, index, bank, p, statistics)
+        return step(logits, index, bank, p, statistics, out)
     finally:
         bank.rounding = rounding
 
 
-def ignores_scalars_in_tensors(step, logits, index, bank, p, statistics):
-    return step(logits, index, bank, p._replace(beta=0.0) if isinstance(p.beta, torch.Tensor) else p, statistics)
+def ignores_scalars_in_tensors(step, logits, index, bank, p, statistics, out):
+    return step(logits, index, bank, p._replace(beta=0.0) if isinstance(p.beta, torch.Tensor) else p, statistics, out)
 
 
-def raises(step, logits, index, bank, p, statistics):
+def raises(step, logits, index, bank, p, statistics, out):
     raise RuntimeError("no such kernel image")
 
 
@@ -198,12 +198,12 @@ def predicts_nothing(bank, index, logits):
     return 0, -1
 
 
-def accepts_any_index(step, logits, index, bank, p, statistics):
-    return step(logits, index.clamp(0, len(bank.slots) - 1), bank, p, statistics)
+def accepts_any_index(step, logits, index, bank, p, statistics, out):
+    return step(logits, index.clamp(0, len(bank.slots) - 1), bank, p, statistics, out)
 
 
-def differs_from_run_to_run(step, logits, index, bank, p, statistics, calls=Counter()):  # noqa: B006
-    loss, grad = step(logits, index, bank, p, statistics)
+def differs_from_run_to_run(step, logits, index, bank, p, statistics, out, calls=Counter()):  # noqa: B006
+    loss, grad = step(logits, index, bank, p, statistics, out)
     calls["so far"] += 1
     return loss.nextafter(torch.tensor(calls["so far"] % 2 * 9.0)), grad
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.photographs.decode import BadImageError, decode, image_header
+from r2d2fast.data.photographs.images import Files
 from r2d2fast.data.photographs.packed import is_packed, open_packed
-from r2d2fast.data.photographs.tree import LAYOUTS, Files, Tree, image_names
+from r2d2fast.data.photographs.tree import LAYOUTS, Tree, image_names
 from r2d2fast.data.resident import ResidentImages, channel_statistics
 from r2d2fast.image_options import OnBadImage
 

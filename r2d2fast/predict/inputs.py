@@ -24,7 +24,8 @@ from r2d2fast.data.embeddings import read_embedding_file
 from r2d2fast.data.in_memory import as_image_file
 from r2d2fast.data.names import Names, Numbers
 from r2d2fast.data.photographs.decode import BadImageError, decode
-from r2d2fast.data.photographs.tree import Files, image_names
+from r2d2fast.data.photographs.images import Files
+from r2d2fast.data.photographs.tree import image_names
 from r2d2fast.image_options import OnBadImage
 
 Inputs = str | Path | Sequence[str | Path] | np.ndarray | Tensor | Sequence[np.ndarray] | Sequence[Tensor]

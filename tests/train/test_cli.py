@@ -62,6 +62,7 @@ def test_help_is_short_fits_the_terminal_and_names_the_way_to_the_rest(capsys, m
 # Tells when PyTorch is imported, by an interrupt from the keyboard.
 INTERRUPTED_AT_TORCH = """
 import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs do not have
 class AtTorch:
     def find_spec(self, name, *_):
         if name == "torch":

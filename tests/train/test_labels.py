@@ -12,7 +12,7 @@ from small_data import CONFIG, CPU, all_images, dataset, make_trainer
 
 from r2d2fast.data import PhotographImages, PhotographOptions
 from r2d2fast.data.names import Names
-from r2d2fast.data.photographs.tree import FolderFiles
+from r2d2fast.data.photographs.images import FolderFiles
 from r2d2fast.train import labels
 from r2d2fast.train.errors import TrainingError
 from r2d2fast.train.trainer import Trainer

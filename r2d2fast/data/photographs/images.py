@@ -1,23 +1,74 @@
-"""Photographs of their own sizes, decoded while training goes on."""
+"""Photographs of their own sizes, read and decoded while training goes on."""
 
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from r2d2fast.data.dataset import Augmentation
 from r2d2fast.data.errors import DataError
+from r2d2fast.data.names import Names
 from r2d2fast.data.order import Batch, keys_of
 from r2d2fast.data.photographs.crop import RANDOM_NUMBERS, Crop, centre_crop, random_crop
 from r2d2fast.data.photographs.dali import dali_batches, require_dali
 from r2d2fast.data.photographs.decode import BadImageError, decode
 from r2d2fast.data.photographs.options import PhotographOptions
-from r2d2fast.data.photographs.tree import Files
 from r2d2fast.data.photographs.workers import load_batches
 from r2d2fast.data.preprocessing import Preprocessing
 from r2d2fast.data.random_numbers import uniform
+
+
+class Files(Protocol):
+    """The encoded images of one part of a data set, wherever they are. Goes to loader processes, so it can be pickled."""
+
+    names: Names
+
+    def __len__(self) -> int: ...
+
+    def read(self, sample: int) -> bytes | memoryview:
+        """The bytes of one image file. Raises OSError if they cannot be read, BadImageError if they are known to be damaged."""
+        ...
+
+
+class FolderFiles:
+    """Image files in a folder (``Files``).
+
+    Args:
+        directory: of the files.
+        names: their paths in it, with forward slashes.
+    """
+
+    def __init__(self, directory: Path, names: Names) -> None:
+        self.directory = directory
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, sample: int) -> bytes:
+        """See ``Files.read``. A file that is gone from a folder in which others are is a damaged image, and so is a link to one;
+        where the folder is gone, or empty, as that of a file server that is away, reading it is an error."""
+        path = f"{self.directory}/{self.names[sample]}"
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except FileNotFoundError as error:
+            target = os.path.realpath(path)
+            try:
+                others = os.listdir(os.path.dirname(target))
+            except OSError:
+                others = []
+            # The link itself is one that is there.
+            if not set(others) - {os.path.basename(path)}:
+                raise
+            why = (
+                f"a link to {target}, which is not there" if os.path.islink(path) else "the file is not there any more"
+            )
+            raise BadImageError(self.names[sample], why) from error
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from r2d2fast.data.order import Batch, consecutive_batches
 from r2d2fast.data.partial_folder import partial_folder, writing
 from r2d2fast.data.photographs.crop import resized, resized_shape
 from r2d2fast.data.photographs.decode import BadImageError, decode, is_jpeg
+from r2d2fast.data.photographs.images import Files
 from r2d2fast.data.photographs.packed import FORMAT, HEADER, PARTS, VERSION, is_packed
-from r2d2fast.data.photographs.tree import LAYOUTS, Files, Part, read_tree
+from r2d2fast.data.photographs.tree import LAYOUTS, Part, read_tree
 from r2d2fast.data.photographs.workers import load_batches
 from r2d2fast.files import replace_file
 from r2d2fast.image_options import TEST_FRACTION, OnBadImage

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from r2d2fast.data.class_names import means_unlabelled, similar_names
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.label_file import LABEL_FILE, read_labels
 from r2d2fast.data.names import Names
-from r2d2fast.data.photographs.decode import BadImageError
+from r2d2fast.data.photographs.images import Files, FolderFiles
 from r2d2fast.image_options import TEST_FRACTION
 
 TRAIN = "train"
@@ -30,55 +29,6 @@ LAYOUTS = f"""accepted:
     {TRAIN}/ and {TESTS[0]}/ can have the same form;
   what {as_called("pack")} has written.
 Endings: {" ".join(IMG_EXTENSIONS)}"""
-
-
-class Files(Protocol):
-    """The encoded images of one part of a data set, wherever they are. Goes to loader processes, so it can be pickled."""
-
-    names: Names
-
-    def __len__(self) -> int: ...
-
-    def read(self, sample: int) -> bytes | memoryview:
-        """The bytes of one image file. Raises OSError if they cannot be read, BadImageError if they are known to be damaged."""
-        ...
-
-
-class FolderFiles:
-    """Image files in a folder (``Files``).
-
-    Args:
-        directory: of the files.
-        names: their paths in it, with forward slashes.
-    """
-
-    def __init__(self, directory: Path, names: Names) -> None:
-        self.directory = directory
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, sample: int) -> bytes:
-        """See ``Files.read``. A file that is gone from a folder in which others are is a damaged image, and so is a link to one;
-        where the folder is gone, or empty, as that of a file server that is away, reading it is an error."""
-        path = f"{self.directory}/{self.names[sample]}"
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except FileNotFoundError as error:
-            target = os.path.realpath(path)
-            try:
-                others = os.listdir(os.path.dirname(target))
-            except OSError:
-                others = []
-            # The link itself is one that is there.
-            if not set(others) - {os.path.basename(path)}:
-                raise
-            why = (
-                f"a link to {target}, which is not there" if os.path.islink(path) else "the file is not there any more"
-            )
-            raise BadImageError(self.names[sample], why) from error
 
 
 @dataclass(frozen=True)

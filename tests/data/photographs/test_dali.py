@@ -10,10 +10,9 @@ from r2d2fast.data.errors import DataError
 from r2d2fast.data.folder import load_folder
 from r2d2fast.data.names import Names
 from r2d2fast.data.photographs.decode import BadImageError
-from r2d2fast.data.photographs.images import PhotographImages
+from r2d2fast.data.photographs.images import FolderFiles, PhotographImages
 from r2d2fast.data.photographs.options import STD, PhotographOptions
 from r2d2fast.data.photographs.packing import pack
-from r2d2fast.data.photographs.tree import FolderFiles
 from tests.data.keyed import keyed
 from tests.data.small_photographs import encoded, piece, pixels, write_tree
 

@@ -16,9 +16,9 @@ from r2d2fast.data.folder import load_folder, load_imagenet
 from r2d2fast.data.names import Names
 from r2d2fast.data.photographs.crop import RANDOM_NUMBERS, random_rectangle
 from r2d2fast.data.photographs.decode import BadImageError
-from r2d2fast.data.photographs.images import PhotographImages
+from r2d2fast.data.photographs.images import FolderFiles, PhotographImages
 from r2d2fast.data.photographs.options import MEAN, STD, PhotographOptions
-from r2d2fast.data.photographs.tree import FolderFiles, read_tree
+from r2d2fast.data.photographs.tree import read_tree
 from r2d2fast.data.random_numbers import uniform
 from tests.data.keyed import keyed
 from tests.data.small_photographs import encoded, piece, pixels, write_class_folders, write_tree
