@@ -136,7 +136,9 @@ def test_planted_bug(host: Host, bug: str, order: str) -> None:
 
 def test_memory_that_was_not_registered(host: Host) -> None:
     toy = Toy(host, n=256)
-    with pytest.raises(RuntimeError, match="reads 4 bytes at 0x"), host.launches(buffers={"out": toy.out}):
+    # By its distance from a buffer where PyTorch has put it nearby.
+    message = "reads 4 bytes at (0x|[0-9]+ bytes (before|past the end of) out)"
+    with pytest.raises(RuntimeError, match=message), host.launches(buffers={"out": toy.out}):
         toy.launch("vectors")
     with host.launches(checks=False):
         toy.launch("vectors")
