@@ -207,8 +207,7 @@ def d2_step(
         alpha, beta, label_lr, grad_scale, class_loss, normalizer, update_normalizer, update, reduction, bank.ranks
     )
     if out is not None:
-        check_out(out, logits)
-        out = out.detach() if out.requires_grad else out
+        out = check_out(out, logits)
     if is_compiling():
         return compiled.step(logits, index, bank, options, None, backend, out)
     result = _step(choose(backend, logits, bank.pseudo_logits), logits, index, bank, options, None, out)
@@ -368,8 +367,7 @@ class FusedD2Loss(torch.nn.Module):
         :meth:`forward`."""
         check_batch(logits, index, self.bank)
         if out is not None:
-            check_out(out, logits)
-            out = out.detach() if out.requires_grad else out
+            out = check_out(out, logits)
         if self.bank.sharded:
             index = self.bank.localize(index)
         backend = choose(self.backend, logits, self.bank.pseudo_logits)

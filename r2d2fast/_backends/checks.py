@@ -49,8 +49,8 @@ def check_index(index: Tensor) -> None:
         raise TypeError(f"index is {index.dtype}; pass int64 or int32 sample numbers")
 
 
-def check_out(out: Tensor, logits: Tensor) -> None:
-    """TypeError or ValueError unless the gradient of ``logits`` can be written to ``out``."""
+def check_out(out: Tensor, logits: Tensor) -> Tensor:
+    """``out`` without its history. TypeError or ValueError unless the gradient of ``logits`` can be written to it."""
     if not isinstance(out, Tensor):
         raise TypeError(f"out is a {type(out).__name__}; pass a tensor like logits, or logits to overwrite them")
     fits = out is logits or (out.shape == logits.shape and out.dtype == logits.dtype and out.device == logits.device)
@@ -62,6 +62,7 @@ def check_out(out: Tensor, logits: Tensor) -> None:
         )
     if out.requires_grad and out.is_leaf:
         raise ValueError("out is a leaf that requires a gradient, which autograd must know as it is: pass out.detach()")
+    return out.detach() if out.requires_grad else out
 
 
 def check_memory(out: Tensor, logits: Tensor, index: Tensor, bank: Bank, statistics: Tensor | None) -> None:

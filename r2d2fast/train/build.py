@@ -106,9 +106,8 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """
     # Fused: a fifth of the time for the digits network on a CPU, and on a GPU a GradScaler needs no look at the device.
     if config.optimizer == "adamw":
-        on_gpu = next(model.parameters()).is_cuda
         adamw = torch.optim.AdamW(
-            model.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
+            model.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True, capturable=config.cuda_graphs
         )
         for parameter in model.parameters():
             adamw.state[parameter] = {
