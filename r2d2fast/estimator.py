@@ -28,7 +28,7 @@ from r2d2fast.data.names import Numbers
 from r2d2fast.train.callback import Callback
 from r2d2fast.train.config import Config
 from r2d2fast.train.embeddings_recipe import STAGE2_LR, fit_to_samples
-from r2d2fast.train.errors import ConfigError, DivergenceError
+from r2d2fast.train.errors import ConfigError, DivergenceError, TrainingError
 from r2d2fast.train.evaluation import EVALUATION_BATCH
 from r2d2fast.train.methods import R2D2
 from r2d2fast.train.progress import Reporter
@@ -66,6 +66,8 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
         random_state: seed, ``RandomState`` or None. The same seed gives the same bits on the same machine. The global generators
             of PyTorch are left as they are.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        cuda_graphs: take whole steps, batches and optimizer with them, as CUDA graphs, for which a linear classifier's step is
+            short enough to matter. The bits are the same. On a GPU only, and off by default, as no GPU has run it yet.
         verbose: 1 shows progress.
 
     Attributes:
@@ -103,6 +105,7 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
         batch_size: int = _RECIPE.stage2.unlabelled_batch + _RECIPE.stage2.labelled_batch,
         random_state: Any = None,
         device: str = "auto",
+        cuda_graphs: bool = False,
         verbose: int = 0,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -115,6 +118,7 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
         self.batch_size = batch_size
         self.random_state = random_state
         self.device = device
+        self.cuda_graphs = cuda_graphs
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any) -> "R2D2Classifier":
@@ -130,9 +134,9 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
                 array of objects.
 
         Raises:
-            ValueError: no label, labels of one class only, X with NaN or infinity, another length of y, or a parameter out of
-                range.
-            RuntimeError: the network has diverged.
+            ValueError: no label, labels of one class only, X with NaN or infinity, another length of y, a parameter out of
+                range, or ``cuda_graphs`` without a GPU.
+            RuntimeError: the network has diverged, or a step cannot be captured as a CUDA graph.
         """
         self._check_parameters()
         device = _device(self.device)
@@ -151,7 +155,10 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
         )
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            trainer = Trainer(self._config(labels, len(classes), seed), data, labels, Ranks(device=device))
+            try:
+                trainer = Trainer(self._config(labels, len(classes), seed), data, labels, Ranks(device=device))
+            except ConfigError as error:
+                raise ValueError(str(error).replace("--cuda-graphs", "cuda_graphs")) from error
             self._train(trainer)
             with cpu_threads(trainer.threads):
                 unlabelled, probabilities = _predict_unlabelled(trainer)
@@ -202,6 +209,8 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
                 )
             except DivergenceError as error:
                 raise RuntimeError(f"{error} Here: lower learning_rate, which is {self._learning_rate():g}") from error
+            except TrainingError as error:  # a step that cannot be captured
+                raise RuntimeError(str(error)) from error
 
     @torch.no_grad()
     def _logits(self, X: Any) -> Sequence[Tensor]:
@@ -274,6 +283,7 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
             beta=self.beta,
             dropout=self.dropout,
             weight_decay=self.weight_decay,
+            cuda_graphs=bool(self.cuda_graphs),
         )
         return fit_to_samples(wanted, labelled, len(labels) - labelled, num_classes)
 

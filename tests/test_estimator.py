@@ -16,23 +16,12 @@ from sklearn.preprocessing import StandardScaler
 
 from r2d2fast import R2D2Classifier
 from r2d2fast.train.trainer import Trainer
+from tests.blobs import blobs, few
 
 
 @pytest.fixture(autouse=True)
 def one_thread(threads):
     torch.set_num_threads(1)
-
-
-def blobs(samples=240, features=16, classes=4, spread=0.6, seed=0):
-    """Samples of which each class has a centre of its own, and their classes."""
-    generator = np.random.default_rng(seed)
-    centres = np.random.default_rng(1).normal(size=(classes, features))
-    y = np.arange(samples) % classes
-    return (centres[y] + spread * generator.normal(size=(samples, features))).astype(np.float32), y
-
-
-def few(y, labelled=16):
-    return np.where(np.arange(len(y)) < labelled, y, -1)
 
 
 def short(**parameters):
@@ -225,7 +214,7 @@ def interrupt(monkeypatch, after):
         calls.append(0)
         if len(calls) == after:
             raise KeyboardInterrupt
-        step(self, *arguments)
+        return step(self, *arguments)
 
     monkeypatch.setattr(Trainer, "step", interrupted)
 
@@ -339,3 +328,9 @@ def test_the_readme_s_five_lines_label_the_digits():
     few = np.where(np.arange(len(y)) < 50, y, -1)
     labels = R2D2Classifier(random_state=0).fit(X, few).transduction_
     assert np.mean(labels == y) > 0.8
+
+
+def test_cuda_graphs_need_a_gpu():
+    x, y = blobs()
+    with pytest.raises(ValueError, match=r"^cuda_graphs needs a GPU; leave it out on a CPU$"):
+        short(device="cpu", cuda_graphs=True).fit(x, few(y))

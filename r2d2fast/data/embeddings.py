@@ -5,7 +5,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -97,6 +97,12 @@ class Embeddings:
             if rows.device != self._device:
                 rows = rows.pin_memory().to(self._device, non_blocking=True)
             yield rows.float()
+
+    def on_device(self, augmentation: Augmentation, seed: int) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """As ``ResidentImages.on_device``, without an augmentation; None where the rows are not kept on the device."""
+        if self._file is not None or self._rows.device != self._device:
+            return None
+        return lambda samples, keys: self._rows.index_select(0, samples).float()
 
     def _take_along(self) -> None:
         """Keep the rows on the device, where they fit."""

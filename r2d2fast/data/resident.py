@@ -1,7 +1,7 @@
 """Small images held on the training device as bytes; their augmentation is a few tensor operations a batch."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,6 +97,13 @@ class ResidentImages:
         if augmentation is not None:
             self._check(augmentation)
         return self._batches(order, augmentation, seed) if len(order) else iter(())
+
+    def on_device(self, augmentation: Augmentation, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """The same batches as a function of their samples and keys, both int64 ``[B]`` on the device, made by operations of the
+        device alone, which a CUDA graph can hold. Not with RandAugment, whose choices the host makes."""
+        self._check(augmentation)
+        maps = _Maps.make(self.shape, augmentation, self._scale)
+        return lambda samples, keys: self._augmented(samples, maps.choose(uniform(seed, keys, 5)), maps, None)
 
     def _check(self, augmentation: Augmentation) -> None:
         _, height, width = self.shape

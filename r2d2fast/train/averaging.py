@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class WeightAverage:
@@ -23,9 +23,12 @@ class WeightAverage:
         self._buffers = list(zip(self.model.buffers(), network.buffers(), strict=True))
 
     @torch.no_grad()
-    def update(self, decay: float) -> None:
-        """``average ← decay · average + (1 − decay) · network`` for every parameter; buffers become those of the network."""
+    def update(self, share: float | Tensor) -> None:
+        """``average ← average + share · (network − average)`` for every parameter; buffers become those of the network.
+
+        ``share``: 0 to 1, 1 − the decay; a scalar on the network's device where the step is captured.
+        """
         for average, current in self._parameters:
-            average.lerp_(current, 1 - decay)
+            average.lerp_(current, share)
         for buffer, value in self._buffers:
             buffer.copy_(value)

@@ -1,8 +1,10 @@
 """The training loop: one for all stages and methods. A method says what the loss is; everything else is here."""
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -113,7 +115,7 @@ class Trainer:
         self.captured: CapturedSteps | None = None
         if config.cuda_graphs:
             check_cuda_graphs(config, ranks, self.precision)
-            self.captured = CapturedSteps()
+            self.captured = CapturedSteps(device)
         self._lr = torch.zeros((), device=device)
         self.optimizer = make_optimizer(config, self.model)
         self.averaged: WeightAverage | None = None
@@ -123,6 +125,7 @@ class Trainer:
         self.ownership = Ownership(labels, self.sampler, ranks)
         self.supervised = Supervised(self)
         self.method = METHODS[config.method](self)
+        self._losses = torch.zeros(max(epoch.steps for epoch in self.schedule), device=device)
         self._begin_epoch(0)
 
     # ------------------------------------------------------------------------------------------- the loop
@@ -196,60 +199,108 @@ class Trainer:
         loss_function = method.loss_function(epoch)
         cutout = 0 if epoch.stage == 2 else self.config.cutout
         augmentation = Augmentation(self.config.translate, self.config.border, self.config.flip, cutout)
-        loaded = method.views(batches, augmentation, epoch)
-        # The whole epoch's at once: from ordinary memory each copy to a GPU would make the host wait.
-        sizes = [len(batch.samples) for batch in batches]
-        indices = torch.cat([batch.samples for batch in batches]).to(self.ranks.device).split(sizes)
         self.network.train()
-        for views, index, batch in zip(loaded, indices, batches, strict=True):
-            self.step(epoch, views, index, batch.global_size, loss_function)
+        if self.captured is None:
+            take = self.steps(epoch, batches, augmentation, loss_function)
+        else:
+            take = self.captured_steps(self.captured, epoch, batches, augmentation, loss_function)
+        for _ in take:
+            self.position = Position(self.position.epoch, self.position.step + 1)
             if self.position.step % self.config.log_interval == 0:
                 self._check_losses()
             self.callback.between_steps(self)
 
-    def step(
-        self, epoch: Epoch, views: tuple[Tensor, ...], index: Tensor, total: int, loss_function: LossFunction
-    ) -> None:
-        """One optimizer step on the samples ``index`` ``[B]``, of ``total`` on all ranks, as ``views`` show them."""
-        place, step = self.position
+    def steps(
+        self, epoch: Epoch, batches: list[Batch], augmentation: Augmentation, loss_function: LossFunction
+    ) -> Iterator[None]:
+        """Optimizer steps, one for each of ``batches``, taken one operation at a time."""
         method = self._method_of(epoch)
-        self._seed(derive_seed(self.config.seed, self._number(place), step, self.ranks.rank))
-        self._set_rates(epoch, step)
-        # Not the last step of an epoch, in which R2-D2 measures.
-        captured = self.captured if step < len(self.losses) - 1 else None
-        # No clock looks into a graph.
-        timed = self.stopwatch if self.captured is None else nullcontext()
-        if self.captured is None:
+        loaded = method.views(batches, augmentation, epoch)
+        # The whole epoch's at once: from ordinary memory each copy to a GPU would make the host wait.
+        sizes = [len(batch.samples) for batch in batches]
+        indices = torch.cat([batch.samples for batch in batches]).to(self.ranks.device).split(sizes)
+        for views, index, batch in zip(loaded, indices, batches, strict=True):
+            step = self.position.step
+            self._seed(step)
+            settings = self.param_group(epoch, step)
+            if self.ranks.device.type == "cuda":
+                settings["lr"] = torch.tensor(settings["lr"]).item()  # rounded to float32, as a captured step has it
+            self._set(settings, epoch)
             self.stopwatch.next_step()
+            self.losses[step] = self.step(method, views, index, batch.global_size, loss_function, self.stopwatch)
+            if self.averaged is not None:
+                with self.stopwatch:
+                    self.averaged.update(self._share(epoch, step))
+            yield
 
-        def compute(views: tuple[Tensor, ...], index: Tensor) -> Tensor:
-            with timed, self.precision.autocast():
-                logits = method.forward(views)
-            # The loss apart from the network's graph: its time is not the network's, and D2 needs no autograd.
-            loss, grad = loss_function(logits, index, total)
-            with timed:
-                self.optimizer.zero_grad()
-                logits.backward(grad)
-                self.precision.step(self.optimizer)
-            return loss
+    def captured_steps(
+        self,
+        captured: CapturedSteps,
+        epoch: Epoch,
+        batches: list[Batch],
+        augmentation: Augmentation,
+        loss_function: LossFunction,
+    ) -> Iterator[None]:
+        """The same steps as CUDA graphs. The host gives them their number, and the views of images that it has to load."""
+        method, first = self._method_of(epoch), self.position.step
+        make_views = method.views_on_device(augmentation, epoch)
+        loaded = method.views(batches, augmentation, epoch) if make_views is None else repeat(())
+        table = captured.begin(epoch.steps, len(batches[0].samples))
+        steps = range(first, first + len(batches))
+        lrs = [self.param_group(epoch, step)["lr"] for step in steps]
+        table.fill(first, batches, lrs, [self._share(epoch, step) for step in steps])
+        self._set(self.param_group(epoch, first) | {"lr": self._lr}, epoch)
+        for step, views, batch in zip(steps, loaded, batches, strict=False):
+            self._seed(step)
+            size, total = len(batch.samples), batch.global_size
 
-        loss = compute(views, index) if captured is None else captured.take(compute, views, index, (epoch.stage, total))
-        if self.averaged is not None:
-            # So that the first steps, in which the average would be all of the initial weights, count alike.
-            done = epoch.epoch * epoch.steps + step + 1
-            with timed:
-                self.averaged.update(min(self.config.ema, done / (done + 1)))
-        self.losses[step] = loss
-        self.position = Position(place, step + 1)
+            def take(number: Tensor, *views: Tensor, size: int = size, total: int = total) -> None:
+                index, keys, lr, share = table.row(number, size)
+                self._lr.copy_(lr[0])
+                if make_views is not None:
+                    views = make_views(index, keys)
+                # No clock looks into a graph.
+                loss = self.step(method, views, index, total, loss_function, nullcontext())
+                if self.averaged is not None:
+                    self.averaged.update(share[0])
+                self.losses.index_copy_(0, number, loss[None])
 
-    def _set_rates(self, epoch: Epoch, step: int) -> None:
-        settings = self.param_group(epoch, step) | {"weight_decay": self._weight_decay(epoch.stage)}
-        if self.ranks.device.type == "cuda":
-            settings["lr"] = torch.tensor(settings["lr"]).item()  # rounded to float32, as a captured step has it
-        if self.captured is not None:
-            settings["lr"] = self._lr.fill_(settings["lr"])  # which a captured step reads anew
+            if step < epoch.steps - 1:
+                captured.take(take, step, views, (epoch.stage, size, total))
+            else:  # in which R2-D2 measures
+                take(table.numbers[step:], *views)
+            yield
+
+    def step(
+        self,
+        method: Method,
+        views: tuple[Tensor, ...],
+        index: Tensor,
+        total: int,
+        loss_function: LossFunction,
+        timed: AbstractContextManager[Any],
+    ) -> Tensor:
+        """One optimizer step on the samples ``index`` ``[B]``, of ``total`` on all ranks, as ``views`` show them; its loss, a
+        scalar. The network's own part of it is ``timed``."""
+        with timed, self.precision.autocast():
+            logits = method.forward(views)
+        # The loss apart from the network's graph: its time is not the network's, and D2 needs no autograd.
+        loss, grad = loss_function(logits, index, total)
+        with timed:
+            self.optimizer.zero_grad()
+            logits.backward(grad)
+            self.precision.step(self.optimizer)
+        return loss
+
+    def _share(self, epoch: Epoch, step: int) -> float:
+        """Of the network in its averaged weights, after a step; so that the first ones, in which the average would be all of the
+        initial weights, count alike."""
+        done = epoch.epoch * epoch.steps + step + 1
+        return 1 - min(self.config.ema, done / (done + 1))
+
+    def _set(self, settings: dict[str, Any], epoch: Epoch) -> None:
         for group in self.optimizer.param_groups:
-            group |= settings
+            group |= settings | {"weight_decay": self._weight_decay(epoch.stage)}
 
     def param_group(self, epoch: Epoch, step: int) -> dict[str, Any]:
         """The optimizer's settings for a step, weight decay apart."""
@@ -303,7 +354,7 @@ class Trainer:
     def _begin_epoch(self, epoch: int) -> None:
         self.position = Position(epoch, 0)
         steps = self.schedule[epoch].steps if epoch < len(self.schedule) else 0
-        self.losses = torch.zeros(steps, device=self.ranks.device)
+        self.losses = self._losses[:steps].zero_()
         self.stopwatch = Stopwatch(self.ranks.device)
         stage = self.schedule[epoch].stage if epoch < len(self.schedule) else None
         if stage is None:
@@ -329,7 +380,8 @@ class Trainer:
         begun = enumerate(self.schedule[: self.position.epoch + 1])
         return max((self._number(place) for place, epoch in begun if epoch.predicts), default=0)
 
-    def _seed(self, seed: int) -> None:
+    def _seed(self, step: int) -> None:
+        seed = derive_seed(self.config.seed, self._number(self.position.epoch), step, self.ranks.rank)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed() takes 15 times as long
         if self.ranks.device.type == "cuda":
             torch.cuda.manual_seed(seed)

@@ -43,6 +43,7 @@ def test_batches_are_the_rows_asked_for_as_float32(dtype, kind):
     assert first.dtype == second.dtype == torch.float32
     np.testing.assert_array_equal(first.numpy(), expected[samples.numpy()].astype(np.float32))
     np.testing.assert_array_equal(second.numpy(), expected[[3]].astype(np.float32))
+    assert torch.equal(part.on_device(Augmentation(), 0)(samples, torch.arange(4)), first)
 
 
 def test_rows_are_not_copied():
@@ -129,6 +130,10 @@ def test_rows_of_a_mapped_file_are_read_from_it(mapped, part):
     picked = torch.tensor([3, 0, 3])
     (batch,) = rows.batches([Batch(picked, None, 3)], None, 0)
     np.testing.assert_array_equal(batch.numpy(), matrix()[part][[3, 0, 3]])
+
+
+def test_no_batch_of_a_mapped_file_is_made_on_the_device_alone(mapped):
+    assert Embeddings(mapped, CPU).on_device(Augmentation(), 0) is None
 
 
 def test_pages_of_a_mapped_file_do_not_stay_in_memory(tmp_path):

@@ -83,6 +83,7 @@ def test_each_image_is_bit_for_bit_what_the_definition_makes_of_it(shape, augmen
         for sample, number in zip(index.tolist(), numbers, strict=True)
     ]
     assert np.array_equal(batch.numpy(), np.stack(expected))
+    assert torch.equal(images.on_device(augmentation, 3)(index, draws), batch)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -270,6 +271,9 @@ def test_nothing_waits_for_the_device(augmentation):
     with NeverWaits() as counted:
         assert len(list(images.batches(order, augmentation, 0))) == 2
     assert counted.calls > 5
+    make = images.on_device(augmentation or Augmentation(), 0)
+    with NeverWaits():
+        make(torch.arange(4), torch.arange(4))
 
 
 @pytest.mark.gpu

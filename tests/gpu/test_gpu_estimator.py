@@ -4,23 +4,27 @@ import torch
 
 from r2d2fast import R2D2Classifier
 from r2d2fast.data import Embeddings, consecutive_batches
+from tests.blobs import blobs, few
 
 pytestmark = pytest.mark.gpu
-
-
-def blobs():
-    generator = np.random.default_rng(0)
-    y = np.arange(240) % 4
-    return (2 * np.eye(4, 16)[y] + 0.4 * generator.normal(size=(240, 16))).astype(np.float32), y
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, lambda x: torch.from_numpy(x).cuda()])
 def test_a_fit_on_a_gpu(device, kind):
     x, y = blobs()
-    fit = R2D2Classifier(device="cuda", random_state=0, max_epochs=3).fit(kind(x), np.where(np.arange(240) < 16, y, -1))
+    fit = R2D2Classifier(device="cuda", random_state=0, max_epochs=3).fit(kind(x), few(y))
     assert np.mean(fit.transduction_ == y) > 0.95
     np.testing.assert_array_equal(fit.predict(kind(x))[16:], fit.transduction_[16:])
     assert fit.set_params(device="cpu").score(x, y) > 0.95
+
+
+def test_a_fit_of_captured_steps_has_the_same_bits(device):
+    x, y = blobs()
+    one, other = (
+        R2D2Classifier(device="cuda", random_state=0, cuda_graphs=on).fit(x, few(y)).label_distributions_
+        for on in (True, False)
+    )
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("fits", [True, False])

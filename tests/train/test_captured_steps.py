@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from r2d2fast import R2D2Classifier
 from r2d2fast.models.backbones import BACKBONES
 from r2d2fast.train import captured_steps
 from r2d2fast.train import trainer as trainer_module
-from r2d2fast.train.captured_steps import check_cuda_graphs
+from r2d2fast.train.captured_steps import CapturedStep, StepTable, check_cuda_graphs
 from r2d2fast.train.errors import ConfigError, TrainingError
+from r2d2fast.train.methods import Method
 from r2d2fast.train.precision import Precision
 from r2d2fast.train.ranks import Ranks
+from tests.blobs import blobs, few
 from tests.train import small_data
 from tests.train.small_data import (
     CONFIG,
@@ -84,6 +88,19 @@ def test_each_replay_leaves_out_other_features(tapes, monkeypatch):
     assert_same_run(trainer, never_captured(config, monkeypatch))
 
 
+def test_an_estimator_s_fit_is_the_same(tapes, monkeypatch):
+    def probabilities():
+        x, y = blobs()
+        return R2D2Classifier(cuda_graphs=True, random_state=0, device="cpu").fit(x, few(y)).label_distributions_
+
+    captured = probabilities()
+    assert tapes
+    made = len(tapes)
+    monkeypatch.setattr(captured_steps, "WARM_UP", 10**6)
+    np.testing.assert_array_equal(captured, probabilities())
+    assert len(tapes) == made
+
+
 class Stopped(Exception):
     pass
 
@@ -105,18 +122,40 @@ def test_a_resumed_run_of_captured_steps_is_the_same_run(tapes, monkeypatch, epo
     assert_same_run(resumed, never_captured(config, monkeypatch))
 
 
-class Number:
-    """In place of the tensor with the learning rate."""
+def test_the_host_makes_no_batch_of_images_that_are_on_the_device(tapes, monkeypatch):
+    monkeypatch.setattr(Method, "views", None)
+    make_trainer(replace(CONFIG, cuda_graphs=True)).fit()
+    assert len(tapes) == 4
 
-    def fill_(self, value):
-        return value
+
+def _same_number(captured, given):
+    captured.graph.replay()
 
 
-def test_a_learning_rate_that_is_no_tensor_would_be_noticed(tapes, monkeypatch):
+def _first_epoch_only(table, *of_epoch, fill=StepTable.fill):
+    if not hasattr(table, "filled"):
+        table.filled = True
+        fill(table, *of_epoch)
+
+
+def _first_rate(table, number, size, row=StepTable.row):
+    samples, keys, lr, share = row(table, number, size)
+    return samples, keys, table.__dict__.setdefault("lr", lr.detach().clone()), share
+
+
+PLANTED = {
+    "every step has the number of the first": (CapturedStep, "replay", _same_number),
+    "every epoch has the batches of the first": (StepTable, "fill", _first_epoch_only),
+    "every step has the learning rate of the first": (StepTable, "row", _first_rate),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_step_that_does_not_read_what_is_its_own_would_be_noticed(tapes, monkeypatch, planted):
     config = replace(CONFIG, cuda_graphs=True, stages=(1,), stage1=replace(CONFIG.stage1, batch=2))
     expected = never_captured(config, monkeypatch)
+    monkeypatch.setattr(*PLANTED[planted])
     trainer = make_trainer(config)
-    trainer._lr = Number()
     trainer.fit()
     with pytest.raises(AssertionError):
         assert_same_run(trainer, expected)
@@ -132,10 +171,12 @@ def test_a_step_that_cannot_be_captured_names_the_way_out(tapes, monkeypatch):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    with pytest.raises(
-        TrainingError, match=r"not permitted when stream is capturing; go on without the flag \(--resume\)"
-    ):
+    told = "not permitted when stream is capturing; go on without cuda_graphs"
+    with pytest.raises(TrainingError, match=told):
         make_trainer(replace(CONFIG, cuda_graphs=True)).fit()
+    x, y = blobs()
+    with pytest.raises(RuntimeError, match=told):
+        R2D2Classifier(cuda_graphs=True, random_state=0).fit(x, few(y))
 
 
 GPU = torch.device("cuda")

@@ -30,7 +30,7 @@ def test_the_average_follows_the_weights():
     before = network.weight.detach().clone()
     with torch.no_grad():
         network.weight.add_(1.0)
-    average.update(0.75)
+    average.update(0.25)
     torch.testing.assert_close(average.model.weight, before + 0.25)
 
 

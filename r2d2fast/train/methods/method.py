@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r2d2fast.data import Augmentation, Batch, Images, derive_seed
+from r2d2fast.data import Augmentation, Batch, Embeddings, Images, ResidentImages, derive_seed
 from r2d2fast.data.order import keys_of
 
 if TYPE_CHECKING:
@@ -71,6 +71,17 @@ class Method:
         again = [Batch(one.samples[unlabelled], keys_of(one)[unlabelled], one.global_size) for one in batches]
         other = self.second_augmentation(augmentation)
         return zip(first, images.batches(again, other, derive_seed(seed, 1)), strict=True)
+
+    def views_on_device(
+        self, augmentation: Augmentation, epoch: Epoch
+    ) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None:
+        """The same views as a function of a batch's samples and their keys, both int64 ``[B]`` on the device, which makes them
+        without the host; None where that cannot be."""
+        images = self.trainer.data.train
+        if not isinstance(images, (ResidentImages, Embeddings)) or (self.second_view and epoch.stage == 2):
+            return None
+        make = images.on_device(augmentation, self.trainer.config.seed)
+        return None if make is None else lambda samples, keys: (make(samples, keys),)
 
     def second_augmentation(self, augmentation: Augmentation) -> Augmentation:
         """That of the second view, where the first has ``augmentation``."""
