@@ -77,6 +77,7 @@ class CapturedStep:
 
     def __init__(self, step: Step, given: tuple[Tensor, ...]) -> None:
         self.given = tuple(tensor.clone() for tensor in given)
+        self._step = step  # a graph reads where its tensors were, and keeps none of them
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             step(*self.given)

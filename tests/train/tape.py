@@ -1,13 +1,28 @@
 """A stand-in for CUDA graphs that runs on a CPU: what is captured has no effect until it is replayed, and a replay does again
-what was captured, with the same tensors and the numbers that Python had then."""
+what was captured, in the same memory and with the numbers that Python had then. Memory that was there before it keeps no more
+alive than a graph does: a replay that would read what has been freed fails."""
 
 from contextlib import contextmanager
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_flatten, tree_map
 
 from r2d2fast import FusedD2Loss
+
+
+class Borrowed:
+    """A tensor in memory that somebody else has to keep."""
+
+    def __init__(self, tensor):
+        self.memory = StorageWeakRef(tensor.untyped_storage())
+        self.dtype, self.place = tensor.dtype, (tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    def tensor(self):
+        assert not self.memory.expired(), "what a captured step reads has been freed"
+        storage = torch.UntypedStorage._new_with_weak_ptr(self.memory.cdata)
+        return torch.empty(0, dtype=self.dtype).set_(storage, *self.place)
 
 
 class Tape:
@@ -16,16 +31,32 @@ class Tape:
     def __init__(self):
         self.calls = []
         self.replays = 0
+        self.own = set()  # the memory of what was made while it was captured, which is kept
 
     def record(self, function, arguments, keywords):
+        given = tree_map(self.borrowed, (arguments, keywords))
         outputs = function(*arguments, **keywords)
-        self.calls.append((function, arguments, keywords, outputs))
+        before = {
+            one.untyped_storage().data_ptr()
+            for one in tree_flatten((arguments, keywords))[0]
+            if isinstance(one, torch.Tensor)
+        }
+        for one in tree_flatten(outputs)[0]:
+            if isinstance(one, torch.Tensor) and one.untyped_storage().data_ptr() not in before:
+                self.own.add(one.untyped_storage().data_ptr())
+        self.calls.append((function, given, outputs))
         return outputs
+
+    def borrowed(self, argument):
+        if isinstance(argument, torch.Tensor) and argument.untyped_storage().data_ptr() not in self.own:
+            return Borrowed(argument)
+        return argument
 
     @torch.no_grad()
     def replay(self):
         self.replays += 1
-        for function, arguments, keywords, outputs in self.calls:
+        for function, given, outputs in self.calls:
+            arguments, keywords = tree_map(lambda one: one.tensor() if isinstance(one, Borrowed) else one, given)
             fresh = function(*arguments, **keywords)
             for tensor, value in zip(tree_flatten(outputs)[0], tree_flatten(fresh)[0], strict=True):
                 # A view, or an argument that was written to, is up to date already; an empty one is filled by a later call.
