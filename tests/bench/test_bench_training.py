@@ -19,6 +19,15 @@ def test_the_network_and_the_rest_share_the_time_of_a_step():
     assert 0 < command.share_outside(command.digits(), count=2, rounds=1) < 1
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_the_loss_of_a_linear_head_moves_the_bank_in_its_share_of_the_time(eager):
+    trainer = command.linear_head()
+    before = trainer.method.bank.pseudo_logits.clone()
+    assert 0 < command.share_of_loss(trainer, count=1, rounds=1, eager=eager) < 1
+    changed = (trainer.method.bank.pseudo_logits != before).any(1)
+    assert int(changed.sum()) == trainer.config.stage2.unlabelled_batch
+
+
 def test_images_of_a_second_are_those_of_its_steps(monkeypatch):
     trainer, ticks = command.digits(), iter(range(0, 100, 2))
     monkeypatch.setattr(command.time, "perf_counter", lambda: next(ticks))
@@ -52,6 +61,7 @@ def test_the_command_prints_both_tables(capsys, monkeypatch):
     command.main(rounds=1)
     printed = capsys.readouterr().out
     assert re.search(r"\| resnet18 +\| \d+\.\d % +\| ≤ 5 %", printed)
+    assert re.search(r"\| eager PyTorch +\| \d+\.\d % +\|", printed)
     assert re.search(r"\| ours, stage 2 at 224 pixels, cpu +\| \d+ +\|", printed)
     assert re.search(r"\| CIFAR +\| \d+\.\d\d +\| \d+ % +\| \d+ %", printed)
 

@@ -5,8 +5,8 @@ alive than a graph does: a replay that would read what has been freed fails."""
 from contextlib import contextmanager
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 from r2d2fast import FusedD2Loss
