@@ -6,6 +6,7 @@ import torch
 from scipy.stats import chisquare
 from torchvision.transforms import RandAugment
 
+from r2d2fast.data import resident as resident_module
 from r2d2fast.data.dataset import Augmentation
 from r2d2fast.data.random_numbers import derive_seed, uniform
 from r2d2fast.data.resident import ResidentImages, channel_statistics
@@ -115,16 +116,19 @@ def test_pixels_may_come_in_any_layout_and_are_not_changed(layout):
 # --- what decides an image's augmentation -------------------------------------------------------------------------
 
 
-def test_batches_differ_only_in_where_they_are_cut():
+@pytest.mark.parametrize("at_once", [1, 4 * 3 * 7 * 5 * 25, 2**19])
+def test_batches_differ_only_in_where_they_are_cut(monkeypatch, at_once):
+    monkeypatch.setattr(resident_module, "_AT_ONCE", at_once)
     _, _, _, images = resident((3, 7, 5))
     augmentation = Augmentation(translate=2, border="reflect", flip=True, cutout=3)
     index, draws = torch.randperm(40), torch.arange(100, 140)
     whole = one_batch(images, index, draws, augmentation)
-    for sizes in ([1] * 40, [16, 0, 24], [7, 33]):
+    for sizes in ([1] * 40, [16, 0, 24], [7, 33], [10, 15, 10, 5]):
         order = list(map(keyed, index.split(sizes), draws.split(sizes)))
         batches = list(images.batches(order, augmentation, 0))
         assert [len(batch) for batch in batches] == sizes
         assert torch.equal(torch.cat(batches), whole)
+        assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in batches)
 
 
 def test_seed_and_draw_decide():

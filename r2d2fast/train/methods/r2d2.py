@@ -127,7 +127,7 @@ class R2D2(Method):
         trainer = self.trainer
         self.d2_loss.normalizer = total / trainer.ranks.count
         self.d2_loss.update_normalizer = float(total)
-        local = trainer.ownership.local[index]
+        local = trainer.ownership.local.index_select(0, index)
         measures = trainer.position.step == len(trainer.losses) - 1
         out = logits if not measures and type(logits.grad_fn).__name__ in _NEED_NO_RESULT else None
         loss, grad = self.d2_loss.step(logits, local, trainer.precision.scale(), out)
