@@ -15,6 +15,7 @@ from r2d2fast.machine import describe_run, versions
 from r2d2fast.models import export_onnx, export_safetensors
 from r2d2fast.tables import counted, say
 from r2d2fast.train.build import bank_file
+from r2d2fast.train.captured_steps import check_cuda_graphs
 from r2d2fast.train.checkpoint import find_checkpoint, keep_good, load_tensors, read_values
 from r2d2fast.train.config import Config
 from r2d2fast.train.data_summary import print_data
@@ -24,6 +25,7 @@ from r2d2fast.train.labels import write_labels
 from r2d2fast.train.load_data import load_data
 from r2d2fast.train.network_file import describe_network
 from r2d2fast.train.pictures import draw_curves, draw_pseudo_labels
+from r2d2fast.train.precision import Precision
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.run_callback import RunCallback
 from r2d2fast.train.run_directory import (
@@ -55,6 +57,8 @@ def run(
     Returns the results, as in ``results.json``. Raises TrainingError.
     """
     _check_packages(config)
+    if config.cuda_graphs:
+        check_cuda_graphs(config, ranks, Precision(config.precision, ranks.device))
     if config.resume:
         ranks.on_first(lambda: check_settings(directory, config))  # before data of another set are looked for
     dataset, labels = load_data(config, ranks) if data is None else data

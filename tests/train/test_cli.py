@@ -185,6 +185,12 @@ def test_a_configuration_that_cannot_be_is_refused_before_anything_is_written(fl
         assert not (tmp_path / "run").exists()
 
 
+def test_cuda_graphs_are_refused_before_data_are_looked_for(tmp_path, capsys):
+    flags = ["--cuda-graphs", "--device", "cpu", "--dataset", "cifar10", "--data-dir", str(tmp_path / "nowhere")]
+    assert cli.main([*flags, "--run-dir", str(tmp_path / "run")]) == 2
+    assert "--cuda-graphs needs a GPU; leave it out on a CPU" in capsys.readouterr().err
+
+
 def test_the_recipe_is_the_data_sets_and_its_numbers_can_be_overridden():
     for dataset, recipe in RECIPES.items():
         assert flags(cli.parse(["--dataset", dataset])) == {**flags(recipe.config), "split": 0}
