@@ -1,17 +1,27 @@
 """Whole steps of training as CUDA graphs: forward pass, loss, D2 step, backward pass and optimizer in one launch."""
 
+from __future__ import annotations
+
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import repeat
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from r2d2fast.data.order import Batch, keys_of
+from r2d2fast.data import Augmentation, Batch
+from r2d2fast.data.order import keys_of
 from r2d2fast.train.config import Config
 from r2d2fast.train.errors import ConfigError, TrainingError
-from r2d2fast.train.methods import METHODS
+from r2d2fast.train.methods import METHODS, LossFunction
 from r2d2fast.train.precision import Precision
 from r2d2fast.train.ranks import Ranks
+
+if TYPE_CHECKING:
+    from r2d2fast.train.schedule import Epoch
+    from r2d2fast.train.trainer import Trainer
 
 WARM_UP = 3
 """So many steps of a kind are taken one operation at a time before the next is captured: in them kernels are loaded, libraries
@@ -90,38 +100,75 @@ class CapturedStep:
 
 
 class CapturedSteps:
-    """The steps of a trainer, each kind captured when it has been taken :data:`WARM_UP` times.
+    """The steps of a trainer, each kind captured when it has been taken :data:`WARM_UP` times."""
 
-    Attributes:
-        table: of the epoch under way.
-    """
-
-    table: StepTable
+    _table: StepTable
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._lr = torch.zeros((), device=device)
         self.restart()
 
     def restart(self) -> None:
         """Forget what was captured: a step reads or writes other tensors from now on."""
         self._taken: Counter[Hashable] = Counter()
         self._captured: dict[Hashable, CapturedStep] = {}
-        self.table = StepTable(0, 0, self._device)
+        self._table = StepTable(0, 0, self._device)
 
-    def begin(self, steps: int, size: int) -> StepTable:
-        """The table of an epoch of so many steps, with batches of ``size``: that of the one before, if it was of the same."""
-        if (len(self.table.numbers), self.table.size) != (steps, size):
+    def steps(
+        self,
+        trainer: Trainer,
+        epoch: Epoch,
+        batches: list[Batch],
+        augmentation: Augmentation,
+        loss_function: LossFunction,
+    ) -> Iterator[None]:
+        """Those of ``Trainer.steps``. The host gives each its number, seeds the generators, and loads images that the device does
+        not hold; all else is on the device."""
+        method = trainer.method if epoch.stage > 1 else trainer.supervised
+        first = trainer.position.step
+        make_views = method.views_on_device(augmentation, epoch)
+        loaded = method.views(batches, augmentation, epoch) if make_views is None else repeat(())
+        table = self._table_of(epoch.steps, len(batches[0].samples))
+        numbers = range(first, first + len(batches))
+        lrs = [trainer.param_group(epoch, number)["lr"] for number in numbers]
+        table.fill(first, batches, lrs, [trainer.share(epoch, number) for number in numbers])
+        trainer.set_optimizer(trainer.param_group(epoch, first) | {"lr": self._lr}, epoch)
+        for number, views, batch in zip(numbers, loaded, batches, strict=False):
+            trainer.seed(number)
+            size, total = len(batch.samples), batch.global_size
+
+            def step(number: Tensor, *views: Tensor, size: int = size, total: int = total) -> None:
+                index, keys, lr, share = table.row(number, size)
+                self._lr.copy_(lr[0])
+                if make_views is not None:
+                    views = make_views(index, keys)
+                # No clock looks into a graph.
+                loss = trainer.step(method, views, index, total, loss_function, nullcontext())
+                if trainer.averaged is not None:
+                    trainer.averaged.update(share[0])
+                trainer.losses.index_copy_(0, number, loss[None])
+
+            if number < epoch.steps - 1:
+                self._take(step, number, views, (epoch.stage, size, total))
+            else:  # in which R2-D2 measures
+                step(table.numbers[number:], *views)
+            yield
+
+    def _table_of(self, steps: int, size: int) -> StepTable:
+        """For an epoch of so many steps, with batches of ``size``: that of the one before, if it was of the same."""
+        if (len(self._table.numbers), self._table.size) != (steps, size):
             self.restart()
-            self.table = StepTable(steps, size, self._device)
-        return self.table
+            self._table = StepTable(steps, size, self._device)
+        return self._table
 
-    def take(self, step: Step, number: int, views: tuple[Tensor, ...], kind: Hashable) -> None:
+    def _take(self, step: Step, number: int, views: tuple[Tensor, ...], kind: Hashable) -> None:
         """Take a step, captured, replayed or neither.
 
         ``kind``: all that distinguishes ``step`` from others, the shapes of its views apart. Raises TrainingError where a step
         cannot be captured.
         """
-        given = (self.table.numbers[number : number + 1], *views)
+        given = (self._table.numbers[number : number + 1], *views)
         kind = kind, tuple(view.shape for view in views)
         self._taken[kind] += 1
         if self._taken[kind] <= WARM_UP:

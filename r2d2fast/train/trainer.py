@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from itertools import repeat
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -116,7 +115,6 @@ class Trainer:
         if config.cuda_graphs:
             check_cuda_graphs(config, ranks, self.precision)
             self.captured = CapturedSteps(device)
-        self._lr = torch.zeros((), device=device)
         self.optimizer = make_optimizer(config, self.model)
         self.averaged: WeightAverage | None = None
         self.evaluator = Evaluator(self.model, self.precision, ranks, lambda: self.callback.between_steps(self))
@@ -201,10 +199,10 @@ class Trainer:
         augmentation = Augmentation(self.config.translate, self.config.border, self.config.flip, cutout)
         self.network.train()
         if self.captured is None:
-            take = self.steps(epoch, batches, augmentation, loss_function)
+            steps = self.steps(epoch, batches, augmentation, loss_function)
         else:
-            take = self.captured_steps(self.captured, epoch, batches, augmentation, loss_function)
-        for _ in take:
+            steps = self.captured.steps(self, epoch, batches, augmentation, loss_function)
+        for _ in steps:
             self.position = Position(self.position.epoch, self.position.step + 1)
             if self.position.step % self.config.log_interval == 0:
                 self._check_losses()
@@ -221,54 +219,16 @@ class Trainer:
         indices = torch.cat([batch.samples for batch in batches]).to(self.ranks.device).split(sizes)
         for views, index, batch in zip(loaded, indices, batches, strict=True):
             step = self.position.step
-            self._seed(step)
+            self.seed(step)
             settings = self.param_group(epoch, step)
             if self.ranks.device.type == "cuda":
                 settings["lr"] = torch.tensor(settings["lr"]).item()  # rounded to float32, as a captured step has it
-            self._set(settings, epoch)
+            self.set_optimizer(settings, epoch)
             self.stopwatch.next_step()
             self.losses[step] = self.step(method, views, index, batch.global_size, loss_function, self.stopwatch)
             if self.averaged is not None:
                 with self.stopwatch:
-                    self.averaged.update(self._share(epoch, step))
-            yield
-
-    def captured_steps(
-        self,
-        captured: CapturedSteps,
-        epoch: Epoch,
-        batches: list[Batch],
-        augmentation: Augmentation,
-        loss_function: LossFunction,
-    ) -> Iterator[None]:
-        """The same steps as CUDA graphs. The host gives them their number, and the views of images that it has to load."""
-        method, first = self._method_of(epoch), self.position.step
-        make_views = method.views_on_device(augmentation, epoch)
-        loaded = method.views(batches, augmentation, epoch) if make_views is None else repeat(())
-        table = captured.begin(epoch.steps, len(batches[0].samples))
-        steps = range(first, first + len(batches))
-        lrs = [self.param_group(epoch, step)["lr"] for step in steps]
-        table.fill(first, batches, lrs, [self._share(epoch, step) for step in steps])
-        self._set(self.param_group(epoch, first) | {"lr": self._lr}, epoch)
-        for step, views, batch in zip(steps, loaded, batches, strict=False):
-            self._seed(step)
-            size, total = len(batch.samples), batch.global_size
-
-            def take(number: Tensor, *views: Tensor, size: int = size, total: int = total) -> None:
-                index, keys, lr, share = table.row(number, size)
-                self._lr.copy_(lr[0])
-                if make_views is not None:
-                    views = make_views(index, keys)
-                # No clock looks into a graph.
-                loss = self.step(method, views, index, total, loss_function, nullcontext())
-                if self.averaged is not None:
-                    self.averaged.update(share[0])
-                self.losses.index_copy_(0, number, loss[None])
-
-            if step < epoch.steps - 1:
-                captured.take(take, step, views, (epoch.stage, size, total))
-            else:  # in which R2-D2 measures
-                take(table.numbers[step:], *views)
+                    self.averaged.update(self.share(epoch, step))
             yield
 
     def step(
@@ -292,13 +252,14 @@ class Trainer:
             self.precision.step(self.optimizer)
         return loss
 
-    def _share(self, epoch: Epoch, step: int) -> float:
+    def share(self, epoch: Epoch, step: int) -> float:
         """Of the network in its averaged weights, after a step; so that the first ones, in which the average would be all of the
         initial weights, count alike."""
         done = epoch.epoch * epoch.steps + step + 1
         return 1 - min(self.config.ema, done / (done + 1))
 
-    def _set(self, settings: dict[str, Any], epoch: Epoch) -> None:
+    def set_optimizer(self, settings: dict[str, Any], epoch: Epoch) -> None:
+        """Give the optimizer ``settings``, and the weight decay of the stage."""
         for group in self.optimizer.param_groups:
             group |= settings | {"weight_decay": self._weight_decay(epoch.stage)}
 
@@ -380,7 +341,8 @@ class Trainer:
         begun = enumerate(self.schedule[: self.position.epoch + 1])
         return max((self._number(place) for place, epoch in begun if epoch.predicts), default=0)
 
-    def _seed(self, step: int) -> None:
+    def seed(self, step: int) -> None:
+        """Seed PyTorch's generators for a step of the epoch under way."""
         seed = derive_seed(self.config.seed, self._number(self.position.epoch), step, self.ranks.rank)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed() takes 15 times as long
         if self.ranks.device.type == "cuda":
