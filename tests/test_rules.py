@@ -75,7 +75,7 @@ class TestDuplicates:
         index = torch.randint(0, 40, (rows,))
         logits = torch.randn(rows, classes)
         results = set()
-        for count in (1, 2, 3, 1, 2):
+        for count in (1, 2, 3, 1, 2) if backend == "cpu" else (1, 2):
             torch.set_num_threads(count)
             bank = make_bank(40, classes)
             loss, grad = d2_step(logits, index, bank, label_lr=500.0, backend=backend)
@@ -89,14 +89,15 @@ class TestDeterminism:
     @pytest.mark.parametrize(("rows", "classes"), [(6001, 10), (1001, 64), (601, 100), (77, 1000)])
     @pytest.mark.parametrize("class_loss", CLASS_LOSSES)
     def test_any_number_of_threads_gives_the_same_bits(self, backend, rows, classes, class_loss, threads):
+        counts = (1, 2, 3, 7)
         if backend == "cpu":
             assert rows * classes > 3 * 16384  # each thread of the C++ kernel gets at least that
-        else:
-            rows //= 20
+        else:  # has no threads of a CPU: the same bits on every run
+            rows, counts = rows // 20, (1, 2)
         index = torch.randperm(rows + 100)[:rows]
         logits = torch.randn(rows, classes, requires_grad=True)
         results = set()
-        for count in (1, 2, 3, 7):
+        for count in counts:
             torch.set_num_threads(count)
             bank = make_bank(rows + 100, classes)
             criterion = FusedD2Loss(bank, class_loss=class_loss, statistics=True, backend=backend)
