@@ -15,8 +15,7 @@ def find_device(name: str) -> torch.device:
     reason = "no such device"
     if name in accepted:
         try:
-            torch.empty(0, device=name)
-            return torch.device(name)
+            return torch.empty(0, device=name).device  # with its number, without which it would equal no tensor's
         except RuntimeError as error:  # of a GPU that another process has to itself, say
             reason = str(error).splitlines()[0]
     no_gpu = "" if gpus else "; PyTorch finds no GPU, and python -m r2d2fast.doctor says why"

@@ -4,7 +4,7 @@ import copy
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -66,8 +66,8 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
         random_state: seed, ``RandomState`` or None. The same seed gives the same bits on the same machine. The global generators
             of PyTorch are left as they are.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        cuda_graphs: take whole steps, batches and optimizer with them, as CUDA graphs, for which a linear classifier's step is
-            short enough to matter. The bits are the same. On a GPU only, and off by default, as no GPU has run it yet.
+        cuda_graphs: take whole steps, batches and optimizer included, as CUDA graphs: worth it for steps as short as a linear
+            classifier's. The bits are the same. It needs a GPU with bfloat16, and is off by default, as no GPU has run it yet.
         verbose: 1 shows progress.
 
     Attributes:
@@ -135,7 +135,7 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: no label, labels of one class only, X with NaN or infinity, another length of y, a parameter out of
-                range, or ``cuda_graphs`` without a GPU.
+                range, or ``cuda_graphs`` without a GPU that has bfloat16.
             RuntimeError: the network has diverged, or a step cannot be captured as a CUDA graph.
         """
         self._check_parameters()
@@ -154,7 +154,8 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
             Numbers(len(labels)),
         )
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        gpu = [device] if device.type == "cuda" else []
+        with torch.cuda.device(device) if gpu else nullcontext(), torch.random.fork_rng(gpu):
             try:
                 trainer = Trainer(self._config(labels, len(classes), seed), data, labels, Ranks(device=device))
             except ConfigError as error:
@@ -162,6 +163,8 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
             self._train(trainer)
             with cpu_threads(trainer.threads):
                 unlabelled, probabilities = _predict_unlabelled(trainer)
+            if trainer.captured is not None:
+                trainer.captured.restart()  # the graphs' memory, which a cycle of references would keep
         numbers = labels.clone()
         numbers[unlabelled] = probabilities.argmax(1)
         # All at once, in the end: until then a second Ctrl-C or an error leaves what an earlier fit has learned.
@@ -301,10 +304,9 @@ class _Progress(Callback):
 
 def _device(name: str) -> torch.device:
     try:
-        device = resolve_device(name)
+        return resolve_device(name)
     except ConfigError as error:
         raise ValueError(str(error).replace("--device", "device is")) from error
-    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
 def _encode(y: Any) -> tuple[np.ndarray, Tensor]:

@@ -1,4 +1,4 @@
-"""Whole steps of training as CUDA graphs: forward pass, loss, D2 step, backward pass and optimizer in one launch."""
+"""Whole steps of training as CUDA graphs: the batch, forward pass, loss, D2 step, backward pass and optimizer in one launch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def check_cuda_graphs(config: Config, ranks: Ranks, precision: Precision) -> Non
         "needs a GPU; leave it out on a CPU": ranks.device.type != "cuda",
         "is for one process; leave it out under torchrun": ranks.count > 1,
         "and --compile, which has CUDA graphs of its own: give one of them": config.compile,
-        "needs --precision bfloat16 or float32: the GradScaler of float16 waits for the device": precision.scaler.is_enabled(),
+        "cannot be in float16, the precision of GPUs without bfloat16, whose GradScaler waits for the device; leave it out, or "
+        "take --precision float32": precision.scaler.is_enabled(),
         f"and --method {config.method}, whose loss changes from step to step; accepted: {capturable}": not METHODS[
             config.method
         ].capturable,
@@ -85,11 +86,12 @@ class StepTable:
 class CapturedStep:
     """One kind of step as a CUDA graph, which reads what it is given from memory of its own."""
 
-    def __init__(self, step: Step, given: tuple[Tensor, ...]) -> None:
+    def __init__(self, step: Step, given: tuple[Tensor, ...], stream: torch.cuda.Stream | None) -> None:
         self.given = tuple(tensor.clone() for tensor in given)
         self._step = step  # a graph reads where its tensors were, and keeps none of them
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Threads that load images may go on meanwhile.
+        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
             step(*self.given)
 
     def replay(self, given: tuple[Tensor, ...]) -> None:
@@ -106,6 +108,8 @@ class CapturedSteps:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        # Of this GPU: PyTorch's own for captures is of the one that came first in the process.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._lr = torch.zeros((), device=device)
         self.restart()
 
@@ -125,16 +129,16 @@ class CapturedSteps:
     ) -> Iterator[None]:
         """Those of ``Trainer.steps``. The host gives each its number, seeds the generators, and loads images that the device does
         not hold; all else is on the device."""
-        method = trainer.method if epoch.stage > 1 else trainer.supervised
+        method = trainer.method_of(epoch)
         first = trainer.position.step
         make_views = method.views_on_device(augmentation, epoch)
-        loaded = method.views(batches, augmentation, epoch) if make_views is None else repeat(())
+        loaded = method.views(batches, augmentation, epoch) if make_views is None else repeat((), len(batches))
         table = self._table_of(epoch.steps, len(batches[0].samples))
         numbers = range(first, first + len(batches))
         lrs = [trainer.param_group(epoch, number)["lr"] for number in numbers]
-        table.fill(first, batches, lrs, [trainer.share(epoch, number) for number in numbers])
+        table.fill(first, batches, lrs, [trainer.averaging_share(epoch, number) for number in numbers])
         trainer.set_optimizer(trainer.param_group(epoch, first) | {"lr": self._lr}, epoch)
-        for number, views, batch in zip(numbers, loaded, batches, strict=False):
+        for number, views, batch in zip(numbers, loaded, batches, strict=True):
             trainer.seed(number)
             size, total = len(batch.samples), batch.global_size
 
@@ -174,11 +178,15 @@ class CapturedSteps:
         if self._taken[kind] <= WARM_UP:
             return step(*given)
         if kind not in self._captured:
+            before = None if self._stream is None else torch.cuda.current_stream(self._device)
             try:
-                self._captured[kind] = CapturedStep(step, given)
+                self._captured[kind] = CapturedStep(step, given, self._stream)
             except RuntimeError as error:
+                if before is not None:
+                    torch.cuda.set_stream(before)  # PyTorch leaves that of a capture that has failed
+                reason = error.__context__ or error  # of which the end of the capture makes an error of its own
                 raise TrainingError(
-                    f"a step cannot be captured as a CUDA graph: {error}; go on without cuda_graphs, to the same bits (a run: "
+                    f"a step cannot be captured as a CUDA graph: {reason}; go on without cuda_graphs, to the same bits (a run: "
                     "without --cuda-graphs, with --resume)"
                 ) from error
         return self._captured[kind].replay(given)

@@ -223,8 +223,8 @@ class Config:
     """Compile the network with torch.compile; on a GPU it then runs in CUDA graphs."""
 
     cuda_graphs: bool = False
-    """Capture whole steps, the loss and the optimizer with the network, as CUDA graphs: for small networks, whose steps are over
-    before Python has begun the next one. Results have the same bits. Off by default, as no GPU has run it yet."""
+    """Capture whole steps, from the batch of images in memory to the optimizer, as CUDA graphs: for small networks, whose steps
+    are over before Python has begun the next one. Results have the same bits. Off by default, as no GPU has run it yet."""
 
     deterministic: bool = False
     """Use only operations that give the same bits on every run, and stop with an error where there is none. This is slower on a

@@ -146,7 +146,7 @@ class Trainer:
     def _run_epoch(self) -> tuple[Epoch, dict[str, Any]]:
         """The epoch, which is the last of its stage where the method ends it early, and its metrics."""
         epoch = self.schedule[self.position.epoch]
-        method = self._method_of(epoch)
+        method = self.method_of(epoch)
         if self.position.step == 0:
             if epoch.epoch == 0:
                 # Momentum belongs to a stage; in stage 2 it is kept over repredictions and changes of the learning rate.
@@ -175,7 +175,8 @@ class Trainer:
         self._begin_epoch(next(iter(following), len(self.schedule)))
         return epoch, metrics
 
-    def _method_of(self, epoch: Epoch) -> Method:
+    def method_of(self, epoch: Epoch) -> Method:
+        """Whose steps those of ``epoch`` are."""
         return self.supervised if epoch.stage == 1 else self.method
 
     def batches(self) -> list[Batch]:
@@ -193,7 +194,7 @@ class Trainer:
         if not batches:
             return
         epoch = self.schedule[self.position.epoch]
-        method = self._method_of(epoch)
+        method = self.method_of(epoch)
         loss_function = method.loss_function(epoch)
         cutout = 0 if epoch.stage == 2 else self.config.cutout
         augmentation = Augmentation(self.config.translate, self.config.border, self.config.flip, cutout)
@@ -212,7 +213,7 @@ class Trainer:
         self, epoch: Epoch, batches: list[Batch], augmentation: Augmentation, loss_function: LossFunction
     ) -> Iterator[None]:
         """Optimizer steps, one for each of ``batches``, taken one operation at a time."""
-        method = self._method_of(epoch)
+        method = self.method_of(epoch)
         loaded = method.views(batches, augmentation, epoch)
         # The whole epoch's at once: from ordinary memory each copy to a GPU would make the host wait.
         sizes = [len(batch.samples) for batch in batches]
@@ -228,7 +229,7 @@ class Trainer:
             self.losses[step] = self.step(method, views, index, batch.global_size, loss_function, self.stopwatch)
             if self.averaged is not None:
                 with self.stopwatch:
-                    self.averaged.update(self.share(epoch, step))
+                    self.averaged.update(self.averaging_share(epoch, step))
             yield
 
     def step(
@@ -252,9 +253,9 @@ class Trainer:
             self.precision.step(self.optimizer)
         return loss
 
-    def share(self, epoch: Epoch, step: int) -> float:
-        """Of the network in its averaged weights, after a step; so that the first ones, in which the average would be all of the
-        initial weights, count alike."""
+    def averaging_share(self, epoch: Epoch, step: int) -> float:
+        """How much of the network goes into its averaged weights after a step: of step n of a stage 1 / (n + 1), until that is
+        below 1 − ``ema``. So the first steps count alike, and the initial weights no more than each of them."""
         done = epoch.epoch * epoch.steps + step + 1
         return 1 - min(self.config.ema, done / (done + 1))
 
@@ -265,7 +266,7 @@ class Trainer:
 
     def param_group(self, epoch: Epoch, step: int) -> dict[str, Any]:
         """The optimizer's settings for a step, weight decay apart."""
-        return self._method_of(epoch).param_group(epoch.lr(step), self._progress(epoch, step))
+        return self.method_of(epoch).param_group(epoch.lr(step), self._progress(epoch, step))
 
     def _weight_decay(self, stage: int) -> float:
         own = self.config.stage2.weight_decay if stage == 2 else None
@@ -291,7 +292,7 @@ class Trainer:
             "images_per_second": sum(batch.global_size for batch in batches) / seconds if batches else None,
             "outside_network": self.stopwatch.share_outside(seconds),
             "bad_images": self.ranks.total(len(self.data.train.bad_images)),
-            **self._method_of(epoch).metrics(epoch),
+            **self.method_of(epoch).metrics(epoch),
         }
         # From the end of the epoch before, so that their sum counts predictions and checkpoints too.
         return metrics | {"seconds": self.seconds()}

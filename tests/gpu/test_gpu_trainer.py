@@ -89,7 +89,17 @@ def test_a_checkpoint_goes_on_on_the_other_device(device):
         assert len(other.history) == EPOCHS
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"optimizer": "adamw"}, {"precision": "bfloat16"}])
+FIXMATCH = {
+    "method": "fixmatch",
+    "stages": (1, 2),
+    "stage2": replace(CONFIG.stage2, repredict_epochs=(), lrs=(0.1,)),
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"ema": 0.9}, {"optimizer": "adamw"}, {"precision": "bfloat16"}, {"bank_storage": "pinned"}, FIXMATCH],
+)
 def test_captured_steps_have_the_same_bits(device, monkeypatch, changes):
     monkeypatch.setattr(captured_steps, "WARM_UP", 1)
     monkeypatch.setitem(BACKBONES, "small", WITH_DROPOUT)

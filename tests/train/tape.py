@@ -78,7 +78,7 @@ class _Recording(TorchDispatchMode):
 
 
 @contextmanager
-def capture(tape):
+def capture(tape, stream=None, capture_error_mode=None):
     """Takes the place of ``torch.cuda.graph``. All that is written to meanwhile is put back in the end."""
     before = {}
 

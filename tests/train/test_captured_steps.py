@@ -15,6 +15,7 @@ from r2d2fast.train.errors import ConfigError, TrainingError
 from r2d2fast.train.methods import Method
 from r2d2fast.train.precision import Precision
 from r2d2fast.train.ranks import Ranks
+from r2d2fast.train.schedule import Epoch
 from tests.blobs import blobs, few
 from tests.train import small_data
 from tests.train.small_data import (
@@ -57,6 +58,7 @@ def never_captured(config, monkeypatch):
 STAGE2 = replace(CONFIG.stage2, lr_schedule="cosine", distribution_alignment=True, weight_decay=0.01)
 SETTINGS = {
     "as they are": {},
+    "a last batch that is smaller": {"stage3": replace(CONFIG.stage3, batch=50)},
     "averaged weights": {"ema": 0.9, "stage2": STAGE2},
     "AdamW": {"optimizer": "adamw"},
     "cutout and noise": {"cutout": 4, "precision": "bfloat16"},
@@ -67,10 +69,11 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_run_of_captured_steps_is_the_same_run(tapes, monkeypatch, setting):
-    config = replace(CONFIG, cuda_graphs=True, **SETTINGS[setting])
-    expected = never_captured(config, monkeypatch)
+    # Learning rates in float32, as a GPU has them, captured or not.
+    monkeypatch.setattr(Epoch, "lr", lambda epoch, step, lr=Epoch.lr: torch.tensor(lr(epoch, step)).item())
+    expected, trainer = (make_trainer(replace(CONFIG, cuda_graphs=on, **SETTINGS[setting])) for on in (False, True))
+    expected.fit()
     assert tapes == []
-    trainer = make_trainer(config)
     trainer.fit()
     assert_same_run(trainer, expected)
     # One of stage 1, one of stage 2 before the reprediction and one after it, one of stage 3.
@@ -105,13 +108,13 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("epoch", range(EPOCHS))
-def test_a_resumed_run_of_captured_steps_is_the_same_run(tapes, monkeypatch, epoch):
-    config = replace(CONFIG, cuda_graphs=True)
+@pytest.mark.parametrize(("epoch", "step"), [*((epoch, 1) for epoch in range(EPOCHS)), (6, 2)])
+def test_a_resumed_run_of_captured_steps_is_the_same_run(tapes, monkeypatch, epoch, step):
+    config = replace(CONFIG, cuda_graphs=True, stage3=replace(CONFIG.stage3, batch=50))  # of which the last has 20
     begun = make_trainer(config)
 
     def stop():
-        if begun.position == (epoch, 1):
+        if begun.position == (epoch, step):
             raise Stopped
 
     begun.callback = Calling(stop)
@@ -132,10 +135,8 @@ def _same_number(captured, given):
     captured.graph.replay()
 
 
-def _first_epoch_only(table, *of_epoch, fill=StepTable.fill):
-    if not hasattr(table, "filled"):
-        table.filled = True
-        fill(table, *of_epoch)
+def _first_epoch_only(table, first, batches, lrs, shares, fill=StepTable.fill):
+    fill(table, first, table.__dict__.setdefault("batches", batches), lrs, shares)
 
 
 def _first_rate(table, number, size, row=StepTable.row):
@@ -167,7 +168,7 @@ def test_no_share_of_the_network_is_told(tapes):
 
 
 def test_a_step_that_cannot_be_captured_names_the_way_out(tapes, monkeypatch):
-    def graph(tape):
+    def graph(tape, **options):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
@@ -193,7 +194,7 @@ GPU = torch.device("cuda")
             "float32",
             "and --compile, which has CUDA graphs of its own: give one of them",
         ),
-        (Ranks(device=GPU), {}, "float16", "needs --precision bfloat16 or float32"),
+        (Ranks(device=GPU), {}, "float16", "cannot be in float16, the precision of GPUs without bfloat16"),
         (
             Ranks(device=GPU),
             {"method": "vat"},

@@ -41,7 +41,8 @@ class Method:
     second_view: ClassVar[bool] = False
     """Whether a step of stage 2 takes a second view of each unlabelled sample, augmented by other random numbers."""
     capturable: ClassVar[bool] = False
-    """Whether the steps between two predictions differ in nothing but their batch and the learning rate (``--cuda-graphs``)."""
+    """Whether the steps between two predictions differ in nothing but their batch, the learning rate and their share in the
+    averaged weights (``--cuda-graphs``)."""
     labelled_share: ClassVar[float] = 0.25
     """The labelled samples' share of a batch of stage 2."""
     recipe: ClassVar[dict[str, tuple[Any, str]]] = {}
@@ -80,7 +81,7 @@ class Method:
         images = self.trainer.data.train
         if not isinstance(images, (ResidentImages, Embeddings)) or (self.second_view and epoch.stage == 2):
             return None
-        make = images.on_device(augmentation, self.trainer.config.seed)
+        make = images.on_device(augmentation, self.trainer.config.seed) if not augmentation.randaugment else None
         return None if make is None else lambda samples, keys: (make(samples, keys),)
 
     def second_augmentation(self, augmentation: Augmentation) -> Augmentation:
