@@ -131,6 +131,14 @@ def test_batches_differ_only_in_where_they_are_cut(monkeypatch, at_once):
         assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in batches)
 
 
+def test_images_normalised_anew_are_so_in_augmented_batches_too():
+    pixels, mean, std, images = resident((3, 7, 5))
+    augmentation, index = Augmentation(translate=2, cutout=3), torch.arange(40)
+    one_batch(images, index, index, augmentation)
+    other, fresh = images.normalised_by(mean + 1, std * 2), ResidentImages(pixels, mean + 1, std * 2, CPU)
+    assert torch.equal(one_batch(other, index, index, augmentation), one_batch(fresh, index, index, augmentation))
+
+
 def test_seed_and_draw_decide():
     _, _, _, images = resident((3, 7, 5))
     augmentation = Augmentation(translate=2, border="reflect", flip=True, cutout=3)

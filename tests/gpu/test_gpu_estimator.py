@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from r2d2fast import R2D2Classifier
-from r2d2fast.data import Embeddings, consecutive_batches
+from r2d2fast.data import Augmentation, Embeddings, consecutive_batches
+from r2d2fast.devices import find_device
 from tests.blobs import blobs, few
 
 pytestmark = pytest.mark.gpu
@@ -25,6 +26,13 @@ def test_a_fit_of_captured_steps_has_the_same_bits(device):
         for on in (True, False)
     )
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_rows_on_a_device_without_a_number_are_on_it(device, name):
+    part = Embeddings(torch.ones(3, 2), find_device(name))
+    assert part.on_device(Augmentation(), 0) is not None
+    assert len(list(part.batches(consecutive_batches(torch.arange(3), 2), None, 0))) == 2
 
 
 @pytest.mark.parametrize("fits", [True, False])
