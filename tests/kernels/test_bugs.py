@@ -47,6 +47,7 @@ class Bug(NamedTuple):
 STEP = (test_step.test_indices, TRITON, torch.int64, 1)
 LONG_TILE = (test_triton.test_every_tile_agrees_with_the_definition, LONG)
 LABELLED = (test_rules.TestLabelledSamples().test_touch_no_row, TRITON, 10)
+LONG_PASS = (test_triton.test_one_pass, LONG, "kl_reverse")
 BAD_INDEX = test_rules.TestBadRows().test_an_index_out_of_range_on_a_gpu_harms_nothing_else_and_is_remembered
 BACKWARD = (test_triton.test_backward_reads_and_writes_only_what_it_must, torch.bfloat16)
 SATURATE = (test_triton.test_predictions_saturate, 10, torch.float16)
@@ -61,6 +62,9 @@ BUGS = {
     ),
     "a labelled sample's row moved": Bug(
         "step.py", "mask=due & moves & sound & valid", "mask=due & sound & valid", LABELLED, OUTSIDE
+    ),
+    "a labelled sample's long row moved": Bug(
+        "step.py", "valid & (slot >= 0) & (position", "valid & (position", LONG_PASS, OUTSIDE
     ),
     "a piece of a long row past its end": Bug(
         "step.py", "valid = due & (columns < CLASSES)", "valid = due & (columns <= CLASSES)", LONG_TILE, OUTSIDE
