@@ -185,8 +185,9 @@ class CapturedSteps:
                 if before is not None:
                     torch.cuda.set_stream(before)  # PyTorch leaves that of a capture that has failed
                 reason = error.__context__ or error  # of which the end of the capture makes an error of its own
+                # It leaves its allocator and its generators as they were in the capture, too, and says that it knows no way back.
                 raise TrainingError(
-                    f"a step cannot be captured as a CUDA graph: {reason}; go on without cuda_graphs, to the same bits (a run: "
-                    "without --cuda-graphs, with --resume)"
+                    f"a step cannot be captured as a CUDA graph: {reason}; go on in a new process without cuda_graphs, to the "
+                    "same bits (a run: without --cuda-graphs, with --resume)"
                 ) from error
         return self._captured[kind].replay(given)

@@ -224,7 +224,8 @@ class Config:
 
     cuda_graphs: bool = False
     """Capture whole steps, from the batch of images in memory to the optimizer, as CUDA graphs: for small networks, whose steps
-    are over before Python has begun the next one. Results have the same bits. Off by default, as no GPU has run it yet."""
+    are over before Python has begun the next one. Results have the same bits. Off by default, as no GPU has run it yet, and a
+    process in which a capture has failed cannot go on without it."""
 
     deterministic: bool = False
     """Use only operations that give the same bits on every run, and stop with an error where there is none. This is slower on a

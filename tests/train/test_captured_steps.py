@@ -172,7 +172,7 @@ def test_a_step_that_cannot_be_captured_names_the_way_out(tapes, monkeypatch):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    told = "not permitted when stream is capturing; go on without cuda_graphs"
+    told = "not permitted when stream is capturing; go on in a new process without cuda_graphs"
     with pytest.raises(TrainingError, match=told):
         make_trainer(replace(CONFIG, cuda_graphs=True)).fit()
     x, y = blobs()
