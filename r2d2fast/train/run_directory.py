@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from filelock import FileLock, Timeout
@@ -132,9 +132,18 @@ def _as_type_of(usual: Any, held: Any, name: str, path: Path) -> Any:
     number = isinstance(held, int | float) and not isinstance(held, bool)
     if (isinstance(usual, float) and number) or type(held) is type(usual) or usual is None:
         return held
+    if held is None and _takes_none(name):  # as the other methods do where R2-D2's recipe has a number
+        return held
     raise ConfigError(
         f"{path}: {name} is {held!r}, in place of {usual!r} or the like: restore it, or name another --run-dir"
     )
+
+
+def _takes_none(name: str) -> bool:
+    kind: Any = Config
+    for part in name.split("."):
+        kind = get_type_hints(kind)[part]
+    return type(None) in get_args(kind)
 
 
 def _run_files(directory: Path) -> list[str]:

@@ -7,12 +7,15 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 from same_run import assert_same_run
 
+from r2d2fast.train.methods import METHODS
 from r2d2fast.train.ranks import Ranks
-from r2d2fast.train.run_directory import locked
+from r2d2fast.train.recipes import RECIPES, recipe_for
+from r2d2fast.train.run_directory import locked, open_directory, read_config
 
 
 def test_a_run_directory_that_holds_a_run_is_refused_without_resume(finished, train_here, capsys):
@@ -125,6 +128,14 @@ def test_what_says_where_and_how_to_run_is_not_compared(finished, train_here, ca
     flags = ("--device=cpu", "--workers=2", "--log-interval=7", "--checkpoint-minutes=3", "--data-dir=elsewhere")
     assert train_here("--resume", "--run-dir", finished, *flags, "--profile", "--bank-storage=device") == 0
     assert "finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dataset", RECIPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_settings_of_every_method_are_read_as_they_were_written(tmp_path, dataset, method):
+    config = replace(recipe_for(dataset, tmp_path, method=method).config, data_dir=tmp_path, split=0)
+    open_directory(tmp_path / "run", config)
+    assert read_config(tmp_path / "run") == config
 
 
 def test_a_run_of_fewer_stages_is_another_run(tmp_path, train_here, capsys):
