@@ -30,14 +30,16 @@ def dataset_from_arrays(
     """A data set of arrays or tensors, for :func:`r2d2fast.train_run`.
 
     Args:
-        x: images, all of one size, arrays ``[M, H, W]`` or ``[M, H, W, C]`` or tensors ``[M, C, H, W]``, C 1 or 3, uint8 or float
-            from 0 to 1, which become bytes; they are normalised later, so leave that out. Or vectors, float ``[M, D]``.
+        x: images, all of one size, ``[M, H, W]``, or arrays ``[M, H, W, C]`` or tensors ``[M, C, H, W]``, C 1 or 3; uint8, or
+            float from 0 to 1, which become bytes; they are normalised later, so leave that out. Or vectors, float ``[M, D]``.
         y: integers ``[M]``, the class of each sample from 0; −1 where nobody knows it.
         x_test, y_test: the same to test on, if there are any.
         class_names: N names; their numbers without.
 
     Raises DataError for another shape or type, or labels that do not fit.
     """
+    if (x_test is None) != (y_test is None):
+        raise DataError(f"{'y_test' if y_test is None else 'x_test'} is None; give both, or neither")
     labels = _labels_of(y, len(x), "y", lowest=-1)
     test_labels = torch.empty(0, dtype=torch.int64) if y_test is None else _labels_of(y_test, len(x_test), "y_test", 0)
     names = class_names or [str(number) for number in range(int(torch.cat([labels, test_labels]).max()) + 1)]
@@ -109,6 +111,9 @@ def as_image_file(pixels: np.ndarray) -> bytes:
 def _resident(train: np.ndarray, test: np.ndarray | None) -> tuple[ResidentImages, ResidentImages]:
     if test is None:
         test = train[:0]
+    # Each part alone may be all grey, as one without a sample is.
+    channels = max(train.shape[-1], test.shape[-1])
+    train, test = (part.repeat(channels // part.shape[-1], axis=-1) for part in (train, test))
     if train.shape[1:] != test.shape[1:]:
         raise DataError(
             f"training images are {list(train.shape[1:])}, test images {list(test.shape[1:])}; both need one size"
@@ -120,7 +125,7 @@ def _resident(train: np.ndarray, test: np.ndarray | None) -> tuple[ResidentImage
 
 def _pixels_of(x: Any) -> np.ndarray:
     """uint8 ``[M, H, W, C]`` of many images at once."""
-    images = x.movedim(1, -1).cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    images = _as_array(x, channels_in=4) if isinstance(x, Tensor) else np.asarray(x)
     if images.ndim == 3:
         images = images[..., None]
     return _as_bytes(images, 4)
@@ -131,16 +136,22 @@ def _as_pixels(image: Any) -> np.ndarray:
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     elif isinstance(image, Tensor):
-        image = image.movedim(0, -1).cpu().numpy()
+        image = _as_array(image, channels_in=3)
     if not isinstance(image, np.ndarray):
         raise DataError(f"an image is a {type(image).__name__}; accepted: images of Pillow, arrays, tensors")
     return _as_bytes(image[..., None] if image.ndim == 2 else image, 3)
 
 
+def _as_array(images: Tensor, channels_in: int) -> np.ndarray:
+    """With the channels last, which tensors of so many dimensions have before height and width, and others, grey, have not."""
+    return (images.movedim(-3, -1) if images.ndim == channels_in else images).cpu().numpy()
+
+
 def _as_bytes(images: np.ndarray, dimensions: int) -> np.ndarray:
     if images.ndim != dimensions or images.shape[-1] not in (1, 3):
         raise DataError(
-            f"images are {images.dtype} {list(images.shape)}; accepted: arrays [H, W] or [H, W, C], tensors [C, H, W], C 1 or 3"
+            f"images are {images.dtype} {list(images.shape)}; accepted: arrays [H, W] or [H, W, C], tensors [H, W] or [C, H, W], "
+            "C 1 or 3"
         )
     if images.dtype == np.uint8:
         return images

@@ -66,13 +66,34 @@ def test_images_of_one_size_become_the_same_bytes_whatever_has_them(given):
 
 def test_grey_images_have_one_channel_and_unlabelled_samples_the_class_minus_1():
     labels = np.where(np.arange(12) < 6, Y, -1)
+    grey = X[..., 0].copy()
+    grey_tensor = torch.from_numpy(grey)
+    first = dataset_from_arrays(grey, labels, class_names=["a", "b", "c"])
     for dataset in (
-        dataset_from_arrays(X[..., 0], labels, class_names=["a", "b", "c"]),
-        dataset_from_torch(Items([Image.fromarray(x[..., 0]) for x in X], labels)),
+        first,
+        dataset_from_arrays(grey_tensor, labels),
+        dataset_from_arrays(grey_tensor[:, None], labels),
+        dataset_from_torch(Items([Image.fromarray(x) for x in grey], labels)),
+        dataset_from_torch(Items(grey_tensor, labels)),
     ):
         assert dataset.train.shape == (1, 8, 8)
+        assert same(dataset.train, first.train)
         assert dataset.train_labels.tolist() == labels.tolist()
         assert len(dataset.test) == 0
+
+
+@pytest.mark.parametrize("classes", [Y[:4], np.full(4, -1)])
+def test_a_part_whose_images_are_all_grey_or_that_has_none_has_the_channels_of_the_other(classes):
+    grey = X[:4, ..., 0].copy()
+    dataset = dataset_from_torch(
+        Items([Image.fromarray(x) for x in X]), Items([Image.fromarray(x) for x in grey], classes)
+    )
+    expected = dataset_from_arrays(X, Y, np.stack([grey] * 3, -1), Y[:4])
+    count = int((classes >= 0).sum())
+    assert len(dataset.test) == len(dataset.test_labels) == count
+    assert same(dataset.train, expected.train)
+    assert dataset.test.shape == (3, 8, 8)
+    assert count == 0 or same(dataset.test, expected.test)
 
 
 def test_vectors_are_embeddings():
@@ -115,6 +136,8 @@ def test_data_sets_of_torchvision_have_classes_and_their_names(tmp_path):
         (lambda: dataset_from_arrays(X, Y, class_names=["a", "b"]), "a class is 2, and there are 2 names"),
         (lambda: dataset_from_arrays(X, Y * 2), r"samples of each class by number: \[4, 0, 4, 0, 4\]"),
         (lambda: dataset_from_arrays(X, Y, X[:, :4], Y), r"training images are \[8, 8, 3\], test images \[4, 8, 3\]"),
+        (lambda: dataset_from_arrays(X, Y, X), "y_test is None; give both, or neither"),
+        (lambda: dataset_from_arrays(X, Y, None, Y), "x_test is None; give both, or neither"),
         (lambda: dataset_from_torch(iter(X)), "has to be map-style"),
         (lambda: dataset_from_torch([{"pixels": 3, "label": 0}]), "no image: accepted are 'image', 'img'"),
         (lambda: dataset_from_torch([("text", 0), ("more", 1)]), "an image is a str; accepted"),
