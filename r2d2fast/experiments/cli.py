@@ -28,7 +28,7 @@ from r2d2fast.train.measure import duration
 from r2d2fast.train.methods import METHODS
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.run import run
-from r2d2fast.train.run_directory import RESULTS, open_directory
+from r2d2fast.train.run_directory import RESULTS, check_same_run, open_directory
 
 PROGRAM = as_called("experiments")
 FIGURE2 = "figure2"
@@ -57,8 +57,8 @@ Experiments, named before the flags: {
 
 The flags of {
     as_called("train")
-} are accepted, too, and hold for every run: --data-dir, --download, --device, --workers, \
---stage2.epochs ..."""
+} are accepted, too, and hold for every run: --data-dir, --download, --device, --workers ... \
+In {COMPARE} the schedule, and the flags of R2-D2 alone, are R2-D2's; the others have as many images."""
 
 
 @with_help_texts
@@ -170,13 +170,18 @@ def _repeated(options: Options, name: str) -> list[Repetition]:
 def _runs(options: Options, name: str, ranks: Ranks) -> list[Run]:
     config, repetitions = options.configs[name], _repeated(options, name)
     if name == COMPARE:
-        _, labels = load_data(replace(config, split=repetitions[0].split), ranks)
-        labelled = int((labels >= 0).sum())
-        configs = [configuration(config, one, labelled, len(labels) - labelled, ranks.count) for one in options.methods]
-        return [run_of(one, repetition) for one in configs for repetition in repetitions]
+        return _compared(config, options.methods, repetitions, ranks)
     if name == FIGURE2:
         return repetitions[0].runs(figure2_variants(config))
     return [one for repetition in repetitions for one in repetition.runs(TABLES[name].variants(config))]
+
+
+def _compared(config: Config, methods: Sequence[str], repetitions: Sequence[Repetition], ranks: Ranks) -> list[Run]:
+    """The runs of ``methods``, which see as many images as R2-D2 with ``config``."""
+    _, labels = load_data(replace(config, split=repetitions[0].split), ranks)
+    labelled = int((labels >= 0).sum())
+    configs = [configuration(config, one, labelled, len(labels) - labelled, ranks.count) for one in methods]
+    return [run_of(one, repetition) for one in configs for repetition in repetitions]
 
 
 def _estimate(options: Options, ranks: Ranks, console: Console) -> None:
@@ -213,21 +218,44 @@ def _run(options: Options, ranks: Ranks, console: Console) -> None:
             for variant in TABLES[name].variants(config)
         ]
         if TABLES[name].opponents:
-            rows += ranks.on_first(partial(_opponents, config, repetitions))
-        table = TableResults(name, TABLES[name], config.dataset, config.num_labels, rows)
+            rows += _opponents(config, repetitions, ranks, console)
+        labels = min(result["num_labels"] for row in rows for result in row.results)  # one row may have all of them
+        table = TableResults(name, TABLES[name], config.dataset, labels, rows)
         ranks.on_first(partial(table.write, repetitions[0].directory))
         table.print(console)
 
 
-def _opponents(config: Config, repetitions: Sequence[Repetition]) -> list[VariantResults]:
-    """A row for each method of others that compare has trained with all of the seeds."""
+def _opponents(
+    config: Config, repetitions: Sequence[Repetition], ranks: Ranks, console: Console
+) -> list[VariantResults]:
+    """A row for each method of others that compare has trained with all of the seeds, and with the settings of this table."""
+    methods = [method for method in METHODS if method not in ("r2d2", "supervised")]
+    there = ranks.on_first(lambda: [method for method in methods if _finished(config, method, repetitions)])
+    runs = _compared(config, there, repetitions, ranks) if there else []
     rows = []
-    for method in [method for method in METHODS if method not in ("r2d2", "supervised")]:
-        files = [run_of(replace(config, method=method), repetition).directory / RESULTS for repetition in repetitions]
-        if all(file.exists() for file in files):
-            variant = Variant(f"{COMPARE}-{method}", f"{method}, by {COMPARE}", {"method": method})
-            rows.append(VariantResults(variant, [json.loads(file.read_text()) for file in files]))
+    for method in there:
+        of_method = [one for one in runs if one.config.method == method]
+        try:
+            results = ranks.on_first(partial(_read_results, of_method))
+        except ConfigError as error:
+            console.print(f"{method}, by {COMPARE}, is left out: {error}", highlight=False, soft_wrap=True)
+            continue
+        rows.append(
+            VariantResults(Variant(f"{COMPARE}-{method}", f"{method}, by {COMPARE}", {"method": method}), results)
+        )
     return rows
+
+
+def _finished(config: Config, method: str, repetitions: Sequence[Repetition]) -> bool:
+    runs = [run_of(replace(config, method=method), repetition) for repetition in repetitions]
+    return all((one.directory / RESULTS).exists() for one in runs)
+
+
+def _read_results(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Raises ConfigError where one was of other settings."""
+    for one in runs:
+        check_same_run(one.directory, one.config)
+    return [json.loads((one.directory / RESULTS).read_text()) for one in runs]
 
 
 def _results(one: Run, ranks: Ranks, console: Console) -> dict[str, Any]:

@@ -14,19 +14,25 @@ from r2d2fast.experiments.runs import Repetition, Run
 from r2d2fast.tables import NO_VALUE, markdown_table, mean_std
 from r2d2fast.train.config import Config
 from r2d2fast.train.files import write_atomically
-from r2d2fast.train.method_recipes import of_method
-from r2d2fast.train.recipes import Recipe
+from r2d2fast.train.method_recipes import OF_R2D2
+from r2d2fast.train.recipes import flags, override, recipe_of
+from r2d2fast.train.scaling import SCHEDULE
 from r2d2fast.train.schedule import images_seen, make_schedule
 
 COMPARE = "compare"
 
 
 def configuration(base: Config, method: str, labelled: int, unlabelled: int, ranks: int) -> Config:
-    """``base``, R2-D2's, for another method: with its recipe, for so many epochs that it sees as many images as R2-D2 does in all
-    its stages."""
+    """``base``, R2-D2's, for another method: the method's own recipe with what the command line changed in R2-D2's, but for the
+    schedule and the flags of R2-D2 alone; for so many epochs that it sees as many images as R2-D2 does in all its stages."""
     if method == "r2d2":
         return base
-    config = of_method(Recipe(base, {}), method).config
+    usual = flags(recipe_of(base).config)
+    not_shared = (*OF_R2D2, *SCHEDULE)
+    changed = {
+        name: value for name, value in flags(base).items() if value != usual[name] and not name.startswith(not_shared)
+    }
+    config = override(recipe_of(replace(base, method=method)).config, changed)
 
     def seen(config: Config) -> int:
         return images_seen(config, make_schedule(config, labelled, unlabelled, ranks), labelled, unlabelled)

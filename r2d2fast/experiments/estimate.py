@@ -9,6 +9,7 @@ from rich.table import Table
 from r2d2fast.experiments.runs import Run
 from r2d2fast.train.checks import check_schedule
 from r2d2fast.train.config import Config
+from r2d2fast.train.load_data import labels_of
 from r2d2fast.train.measure import Speed, duration, measure_speed, scratch_trainer
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.run_directory import CONFIG, RESULTS
@@ -36,9 +37,9 @@ def print_estimate(directory: Path, base: Config, runs: list[Run], ranks: Ranks,
             trainer = scratch_trainer(every_stage if config.method == "r2d2" else config, ranks)
             measured[key] = trainer, measure_speed(trainer)
         trainer, speed = measured[key]
-        labelled, unlabelled = len(trainer.labelled), len(trainer.unlabelled)
-        if config.num_labels == 0:
-            labelled, unlabelled = int((trainer.data.train_labels >= 0).sum()), 0
+        labels = labels_of(config, trainer.data)  # of a variant with all labels others than those measured with
+        labelled = int((labels >= 0).sum())
+        unlabelled = len(labels) - labelled
         check_schedule(config, labelled, unlabelled, ranks.count)
         test = len(trainer.data.test)
         epochs = make_schedule(config, labelled, unlabelled, ranks.count, test)

@@ -30,7 +30,7 @@ class VariantResults:
             result if stage is None else next((entry for entry in result["stages"] if entry["stage"] == stage), {})
             for result in self.results
         ]
-        return [entry[metric] for entry in entries if metric in entry]
+        return [entry[metric] for entry in entries if entry.get(metric) is not None]
 
     def difference(self, metric: str) -> float | None:
         """How far the mean is above the paper's figure, in points; None where one of them is missing."""
@@ -85,10 +85,9 @@ class TableResults:
         pairs = [(result["seed"], result["split"]) for result in first]
         same = all(seed == split for seed, split in pairs)
         seeds = ", ".join(str(seed) if same else f"{seed}/{split}" for seed, split in pairs)
-        labels = f"{self.labels} labels" if self.labels else "every label"
         return (
             f"{self.name.replace('table', 'Table ')}: {self.table.title}. Test error in percent after the last epoch on "
-            f"{self.dataset} with {labels}, {'seeds and splits' if same else 'seed/split'} {seeds}"
+            f"{self.dataset} with {self.labels} labels, {'seeds and splits' if same else 'seed/split'} {seeds}"
             + (": mean ± standard deviation" if len(first) > 1 else "")
         )
 

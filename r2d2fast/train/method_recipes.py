@@ -15,8 +15,8 @@ _WITHOUT_R2: Settings = {
     "stage2.labelled_error_limit": (None, OURS),
     "ema": (0.0, OURS),
 }
-# Beginnings of the names of R2-D2's own flags.
-_OF_R2D2 = ("alpha", "beta", "class_loss", "label_", "stage2.repredict", "stage2.distribution", "stage2.labelled_error")
+OF_R2D2 = ("alpha", "beta", "class_loss", "label_", "stage2.repredict", "stage2.distribution", "stage2.labelled_error")
+"""Beginnings of the names of R2-D2's own flags."""
 
 
 def of_method(recipe: Recipe, method: str) -> Recipe:
@@ -39,7 +39,7 @@ def of_method(recipe: Recipe, method: str) -> Recipe:
         **kind.recipes.get(recipe.config.dataset, {}),
     }
     config = override(recipe.config, {flag: value for flag, (value, _) in settings.items()} | {"method": method})
-    unused = (*_OF_R2D2, *(f"stage{stage}." for stage in (1, 2, 3) if stage not in config.stages))
+    unused = (*OF_R2D2, *(f"stage{stage}." for stage in (1, 2, 3) if stage not in config.stages))
     sources = recipe.sources | {flag: source for flag, (_, source) in settings.items()}
     return Recipe(
         config, {flag: sources[flag] for flag in flags(config) if flag in sources and not flag.startswith(unused)}

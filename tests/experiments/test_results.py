@@ -47,6 +47,13 @@ def test_of_another_data_set_the_papers_are_for_orientation_and_there_is_no_diff
     assert rows[0] == ["first way", "8.50 ± 0.71", "7.00 ± 0.71", "6.00 ± 0.50"]
 
 
+def test_a_table_of_runs_without_test_data_has_no_errors():
+    one = filled([[result(0, None, None)], [result(0, None)]])
+    _, rows = one.cells()
+    assert rows == [["first way", "–"], ["second way", "–"]]
+    assert "test_error" not in one.rows[0].to_json(comparable=True)
+
+
 def test_one_seed_has_no_deviation_and_seeds_that_are_their_splits_are_named_once():
     one = filled([[result(0, 8.0)], [result(0, 5.0)]])
     headings, rows = one.cells()
