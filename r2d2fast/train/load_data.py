@@ -58,8 +58,6 @@ def _load(config: Config, ranks: Ranks) -> Dataset:
         dataset = load_folder(config.data_dir, ranks.device, options, config.test_fraction)
         if not isinstance(dataset.train, ResidentImages):
             return dataset
-        if ranks.rank > 0:
-            dataset.train.bad_images.clear()  # every rank has decoded all images, and they are counted over the ranks
         return placed(dataset, config, ranks)
     if config.dataset.startswith(NAMED):
         return placed(load_named(config.dataset, config.data_dir, config.download, config.test_fraction), config, ranks)

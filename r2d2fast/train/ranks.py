@@ -65,10 +65,6 @@ class Ranks:
         """The smallest of the ranks' numbers."""
         return self._reduce(number, dist.ReduceOp.MIN)
 
-    def total(self, number: int) -> int:
-        """The sum of the ranks' numbers."""
-        return self._reduce(number, dist.ReduceOp.SUM)
-
     def barrier(self) -> None:
         """Wait until every rank has come here."""
         self._reduce(0, dist.ReduceOp.SUM)

@@ -291,7 +291,8 @@ class Trainer:
             # None where this process only evaluated an epoch that another had trained.
             "images_per_second": sum(batch.global_size for batch in batches) / seconds if batches else None,
             "outside_network": self.stopwatch.share_outside(seconds),
-            "bad_images": self.ranks.total(len(self.data.train.bad_images)),
+            # Small images are decoded by every rank, and photographs go from rank to rank at predictions.
+            "bad_images": len(set().union(*self.ranks.gather_objects(set(self.data.train.bad_images)))),
             **self.method_of(epoch).metrics(epoch),
         }
         # From the end of the epoch before, so that their sum counts predictions and checkpoints too.

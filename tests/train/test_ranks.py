@@ -1,6 +1,7 @@
 """Two processes with gloo: the same training as one, and what happens when one of them dies."""
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from r2d2fast.train.cli import exit_status
 from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.methods import METHODS
 from r2d2fast.train.ranks import Ranks, resolve_device
+from tests.data.small_photographs import write_class_folders
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -131,6 +133,21 @@ def test_a_lost_rank_stops_the_run_within_seconds_and_it_resumes(finished: Path,
 
 
 @pytest.mark.slow
+def test_images_that_cannot_be_decoded_are_the_same_on_every_rank(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "images", 40, 16, 16)
+    (tmp_path / "images/unlabelled").mkdir()
+    broken = [f"unlabelled/{number:02}.jpg" for number in range(6)]
+    for name in broken:
+        (tmp_path / "images" / name).write_bytes(b"")
+    data = ["--dataset=folder", f"--data-dir={tmp_path / 'images'}", "--test-fraction=0", "--on-bad-image=skip"]
+    short = ["--stages=1", "--stage1.epochs=1", "--stage1.batch=8", f"--run-dir={tmp_path / 'run'}", "--device=cpu"]
+    finish(start("-m", "r2d2fast.train", *data, *short))
+    assert json.loads((tmp_path / "run/metrics.jsonl").read_text())["bad_images"] == len(broken)
+    assert json.loads((tmp_path / "run/results.json").read_text())["bad_images"] == len(broken)
+    with (tmp_path / "run/labels.csv").open() as file:
+        assert [row["name"] for row in csv.DictReader(file) if row["origin"] == "bad image"] == broken
+
+
 def test_sigterm_to_torchrun_saves_and_stops_all_ranks(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     process = start(LISTING_THREADS, *TINY, "--run-dir", directory)
