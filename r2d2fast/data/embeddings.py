@@ -184,6 +184,7 @@ def load_embeddings(root: Path, device: torch.device) -> Dataset:
     class_names = _class_names(root / "classes.txt", labels)
     _check_labels(labels, labels_path, class_names)
     names = _sample_names(root, "train", len(rows))
+    _check_different(names, root / "train_names.txt")
     test, test_labels = _read_test(root, device, rows.shape[0], class_names)
     return Dataset(rows, test, labels, test_labels, class_names, names)
 
@@ -255,6 +256,16 @@ def _sample_names(root: Path, part: str, count: int) -> Sequence[str]:
     if len(names) != count:
         raise DataError(f"{path} has {len(names)} lines for {count} rows; one for each is needed")
     return names
+
+
+def _check_different(names: Sequence[str], path: Path) -> None:
+    """Raise DataError where two samples have one name, by which split files and ``labels.csv`` tell them."""
+    lines: dict[str, int] = {}
+    for number, name in enumerate(names, start=1) if isinstance(names, Names) else ():
+        if lines.setdefault(name, number) != number:
+            raise DataError(
+                f"{path}, line {number}: {name!r} is in line {lines[name]} already; give each row its own name"
+            )
 
 
 def _read_test(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from r2d2fast.data import Dataset, Images, consecutive_batches
+from r2d2fast.train.errors import DIVERGED, DivergenceError
 from r2d2fast.train.precision import Precision
 from r2d2fast.train.ranks import Ranks
 
@@ -53,20 +54,23 @@ class Evaluator:
     def test_errors(self, dataset: Dataset) -> dict[str, float | None]:
         """``test_error`` on the test images, in percent; with many classes ``test_error_top5``, too. Every rank calls this.
 
-        None where there are no test images.
+        None where there are no test images. Raises DivergenceError, on every rank, where logits are not finite.
         """
         device = self.ranks.device
         kinds = {"test_error": 1} | ({"test_error_top5": 5} if dataset.num_classes >= CLASSES_FOR_TOP5 else {})
         if len(dataset.test) == 0:
             return dict.fromkeys(kinds)
         part = self.ranks.part(len(dataset.test))
-        right = torch.zeros(len(kinds), dtype=torch.int64, device=device)
+        right = torch.zeros(len(kinds) + 1, dtype=torch.int64, device=device)  # the last: logits that are not finite
         for index, logits in self.logits(dataset.test, torch.arange(part.start, part.stop)):
             labels = dataset.test_labels[index].to(device)
             hits = logits.topk(max(kinds.values())).indices == labels[:, None]
-            right += torch.stack([hits[:, :k].sum() for k in kinds.values()])
-        wrong = len(dataset.test) - self.ranks.sum_(right)
-        return {kind: 100 * count / len(dataset.test) for kind, count in zip(kinds, wrong.tolist(), strict=True)}
+            right += torch.stack([*(hits[:, :k].sum() for k in kinds.values()), (~torch.isfinite(logits)).sum()])
+        *counts, not_finite = self.ranks.sum_(right).tolist()
+        if not_finite:
+            raise DivergenceError(f"the network's logits are not finite; {DIVERGED}")
+        total = len(dataset.test)
+        return {kind: 100 * (total - count) / total for kind, count in zip(kinds, counts, strict=True)}
 
 
 def most_probable(logits: Tensor) -> tuple[Tensor, Tensor]:

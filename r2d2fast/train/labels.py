@@ -12,6 +12,7 @@ from torch import Tensor
 
 from r2d2fast.files import replacing
 from r2d2fast.tables import csv_rows, probability
+from r2d2fast.train.errors import DIVERGED, DivergenceError
 from r2d2fast.train.evaluation import EVALUATION_BATCH, Evaluator, most_probable
 from r2d2fast.train.files import writing
 from r2d2fast.train.trainer import Trainer
@@ -33,7 +34,7 @@ def write_labels(trainer: Trainer, directory: Path, console: Console) -> None:
     probability.
 
     UTF-8, commas between cells, quotes where a name needs them. Every rank calls this, and predicts its part. Raises
-    TrainingError, on every rank, where the file cannot be written; an old one is untouched then.
+    TrainingError, on every rank, where the file cannot be written or logits are not finite; an old one is untouched then.
     """
     path, ranks = directory / LABELS, trainer.ranks
     # Not the trainer's own, between whose batches a checkpoint may be written.
@@ -67,7 +68,7 @@ def write_labels(trainer: Trainer, directory: Path, console: Console) -> None:
 def _predict(trainer: Trainer, evaluator: Evaluator, block: Tensor) -> tuple[Tensor, Tensor]:
     """Class and probability of the samples ``block``, which follow each other: int64 and float32 ``[b]``, on the CPU.
 
-    The same on every rank; class −1 of an image that cannot be decoded.
+    The same on every rank; class −1 of an image that cannot be decoded. Raises DivergenceError where logits are not finite.
     """
     ranks, images = trainer.ranks, trainer.data.train
     labels = trainer.labels[block]
@@ -83,6 +84,8 @@ def _predict(trainer: Trainer, evaluator: Evaluator, block: Tensor) -> tuple[Ten
         bad = [sample for sample in own.tolist() if names[sample] in images.bad_images]
         classes[torch.tensor(bad, dtype=torch.int64, device=ranks.device) - int(block[0])] = -1
     classes, probabilities = ranks.sum_(classes).cpu(), ranks.sum_(probabilities).cpu()
+    if not torch.isfinite(probabilities).all():
+        raise DivergenceError(f"the network's logits are not finite; {DIVERGED}")
     return torch.where(labels < 0, classes, labels), torch.where(labels < 0, probabilities, 1.0)
 
 

@@ -268,6 +268,10 @@ def written(name, content):
         (written("classes.txt", b"cat\ndog\nsetter\nfox\n"), r"class 3 \(fox\) has no labelled sample"),
         (written("classes.txt", b"cat\ncat\ndog\n"), "has an empty line, or a name twice"),
         (written("train_names.txt", b"a\nb\n"), "has 2 lines for 40 rows"),
+        (
+            written("train_names.txt", b"a\n" + b"".join(b"%d\n" % number for number in range(38)) + b"7\n"),
+            "train_names.txt, line 40: '7' is in line 9 already; give each row its own name",
+        ),
         (written("train.npy", b"no array"), "train.npy cannot be read as a .npy file"),
         (written("train_labels.npy", b""), "train_labels.npy cannot be read as a .npy file"),
     ],

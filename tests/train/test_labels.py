@@ -14,7 +14,7 @@ from r2d2fast.data import PhotographImages, PhotographOptions
 from r2d2fast.data.names import Names
 from r2d2fast.data.photographs.images import FolderFiles
 from r2d2fast.train import labels
-from r2d2fast.train.errors import TrainingError
+from r2d2fast.train.errors import DivergenceError, TrainingError
 from r2d2fast.train.trainer import Trainer
 from tests.data.small_photographs import write_class_folders
 
@@ -133,3 +133,14 @@ def test_the_trainer_is_left_as_it_was(tmp_path):
     bank = trainer.method.bank.pseudo_logits.clone()
     written(trainer, tmp_path)
     assert torch.equal(trainer.method.bank.pseudo_logits, bank)
+
+
+def test_a_network_that_has_diverged_labels_nothing(tmp_path):
+    trainer = make_trainer()
+    (tmp_path / "labels.csv").write_text("before")
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(torch.nan)
+    with pytest.raises(DivergenceError, match="logits are not finite; the network has diverged: lower"):
+        labels.write_labels(trainer, tmp_path, QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+    assert (tmp_path / "labels.csv").read_text() == "before"

@@ -349,6 +349,15 @@ def test_a_loss_that_is_not_finite_names_stage_epoch_and_step(interval):
     assert trainer.position == (3, 3 if interval == 1 else 4)
 
 
+def test_a_last_step_after_which_the_network_has_diverged_ends_no_run():
+    """Its loss is of the network before it."""
+    stage = replace(CONFIG.stage1, epochs=1, batch=8, lr=1e30)
+    trainer = make_trainer(replace(CONFIG, stages=(1,), stage1=stage))
+    with pytest.raises(DivergenceError, match="logits are not finite; the network has diverged: lower"):
+        trainer.fit()
+    assert trainer.history == []
+
+
 @pytest.mark.parametrize("here", [True, False])
 def test_all_ranks_stop_where_one_predicts_what_is_not_finite_and_leave_the_bank_alone(here, monkeypatch):
     trainer = trainer_after(4)
