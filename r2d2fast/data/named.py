@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.utils.data import Subset
 from r2d2fast.data.dataset import Dataset
 from r2d2fast.data.errors import DataError
 from r2d2fast.data.in_memory import classes_of, dataset_from_torch
-from r2d2fast.data.split import proportional_counts, split_labels
+from r2d2fast.data.split import check_test_fraction, proportional_counts, split_labels
 
 # How torchvision and Hugging Face call the parts, the first that is there.
 TRAINS, TESTS = ("train+unlabeled", "train", "trainval"), ("test", "val", "valid", "validation")
@@ -39,6 +40,7 @@ def load_named(name: str, root: Path, download: bool, test_fraction: float) -> D
 
     Raises DataError, with what to fetch, for a name that is unknown or files that are missing.
     """
+    check_test_fraction(test_fraction)
     library, _, own_name = name.partition(":")
     train, test = (_of_torchvision if library == "torchvision" else _of_hugging_face)(own_name, root, download)
     if test is not None or test_fraction == 0:
@@ -46,6 +48,7 @@ def load_named(name: str, root: Path, download: bool, test_fraction: float) -> D
     labels = classes_of(train)
     counts = torch.bincount(labels[labels >= 0]).tolist()
     held = proportional_counts(counts, max(int(test_fraction * sum(counts)), len(counts)))
+    held = [min(tested, count - 1) for tested, count in zip(held, counts, strict=True)]  # one of each is to train on
     tested = split_labels(labels, len(counts), held, split=0) >= 0
     parts = [Subset(train, part.nonzero().flatten().tolist()) for part in (~tested, tested)]
     dataset = dataset_from_torch(*parts)
@@ -81,8 +84,7 @@ def _of_torchvision(name: str, root: Path, download: bool) -> tuple[Any, Any]:
         parts = [{"split": one} for one in named]
     downloads = "download" in parameters[name]
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".download.lock"):  # the processes of a run, one after the other
+        with _alone(root) if download else nullcontext():
             opened = [kind(root, **part, **{"download": download} if downloads else {}) for part in parts]
     except (RuntimeError, OSError, ValueError) as error:
         calls = "; ".join(f'd.{name}("{root}", {_call(part)})' for part in parts)
@@ -96,6 +98,12 @@ def _of_torchvision(name: str, root: Path, download: bool) -> tuple[Any, Any]:
             f"--dataset torchvision:{name}: {' '.join(str(error).split()).rstrip('.'):.200}. {fetched if downloads else itself}"
         ) from error
     return opened[0], opened[1] if len(opened) > 1 else None
+
+
+def _alone(root: Path) -> FileLock:
+    """The processes of a run download one after the other."""
+    root.mkdir(parents=True, exist_ok=True)
+    return FileLock(root / ".download.lock")
 
 
 def _beside_folder(parameters: Mapping[str, inspect.Parameter]) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from r2d2fast.data.errors import DataError
+
 
 def split_labels(targets: Tensor, num_classes: int, num_labels: int | Sequence[int], split: int) -> Tensor:
     """Labels of a semi-supervised split: so many labelled samples in each class, drawn at random.
@@ -78,3 +80,9 @@ def _wanted(counts: list[int], num_labels: int | Sequence[int]) -> list[int]:
 
 def _shown(num_labels: int | Sequence[int]) -> str:
     return str(num_labels) if isinstance(num_labels, int) else ",".join(map(str, num_labels))
+
+
+def check_test_fraction(test_fraction: float) -> None:
+    """Raise DataError where so large a share of the labelled samples cannot be held out."""
+    if not 0 <= test_fraction < 1:
+        raise DataError(f"--test-fraction is {test_fraction}; accepted: at least 0, for no test images, and below 1")

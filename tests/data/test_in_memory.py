@@ -161,6 +161,11 @@ def test_torchvision_s_by_name(tmp_path, monkeypatch):
     assert isinstance(dataset.train, ResidentImages)
     assert (dataset.class_names, dataset.held_out) == (["a", "b"], 8)
     assert torch.bincount(dataset.test_labels).tolist() == [2, 6]
+    assert not list(tmp_path.glob(".*lock"))  # in a folder that may be one's to read alone
+    assert torch.bincount(load_named("torchvision:EuroSAT", tmp_path, False, 0.95).train_labels).tolist() == [1, 2]
+    for share in (-0.5, 1.5):
+        with pytest.raises(DataError, match=f"--test-fraction is {share}; accepted: at least 0"):
+            load_named("torchvision:EuroSAT", tmp_path, False, share)
 
 
 def test_stl10_brings_its_unlabelled_images_along(tmp_path, monkeypatch):

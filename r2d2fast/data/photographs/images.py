@@ -69,6 +69,9 @@ class FolderFiles:
                 f"a link to {target}, which is not there" if os.path.islink(path) else "the file is not there any more"
             )
             raise BadImageError(self.names[sample], why) from error
+        except OSError as error:
+            # Where a file is open already, as when its server goes away, the error has no name in it.
+            raise OSError(error.errno, error.strerror, path) from error
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,8 @@ def pack(
         raise DataError(f"--short-side is {short_side}; accepted: 1 or more pixels")
     if not 1 <= quality <= 100:
         raise DataError(f"--quality is {quality}; accepted: 1 to 100")
+    if workers < 0:
+        raise DataError(f"--workers is {workers}; accepted: 0 or more")
     tree = read_tree(source, test_fraction)
     encode = _Encode(short_side, quality)
     with partial_folder(dest) as partial:

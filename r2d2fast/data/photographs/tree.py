@@ -17,6 +17,7 @@ from r2d2fast.data.errors import DataError
 from r2d2fast.data.label_file import LABEL_FILE, read_labels
 from r2d2fast.data.names import Names
 from r2d2fast.data.photographs.images import Files, FolderFiles
+from r2d2fast.data.split import check_test_fraction
 from r2d2fast.image_options import TEST_FRACTION
 
 TRAIN = "train"
@@ -70,8 +71,7 @@ def read_tree(root: Path, test_fraction: float = TEST_FRACTION) -> Tree:
         test_fraction: of the labelled images of each class, the share that is kept for tests where there is no part for them,
             at least one of a class of two or more; 0 for none.
     """
-    if not 0 <= test_fraction < 1:
-        raise DataError(f"--test-fraction is {test_fraction}; accepted: at least 0, for no test images, and below 1")
+    check_test_fraction(test_fraction)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name that of the images, in training by --data-dir; {LAYOUTS}")
     ignored: Counter[str] = Counter()

@@ -377,6 +377,17 @@ def test_a_file_that_is_gone_is_a_bad_image_and_one_of_a_folder_that_is_gone_an_
             list(images.batches(order([0]), None, 0))
 
 
+def test_a_file_that_can_be_opened_and_not_read_is_named(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    images = load(copy, on_bad_image="skip").train
+    (copy / "train/china/000.jpg").unlink()
+    (copy / "train/china/000.jpg").symlink_to("/proc/self/mem")  # at whose beginning there is nothing
+    with pytest.raises(
+        DataError, match=r"cannot read .*000\.jpg, a link to /proc/.*: Input/output error\. When it can be"
+    ):
+        list(images.batches(order([0]), None, 0))
+
+
 def test_every_kind_of_image_makes_a_batch(tmp_path):
     kinds = {
         "grey.jpg": encoded(piece(0).convert("L")),

@@ -228,7 +228,11 @@ def test_an_unreadable_image_is_an_error_even_where_bad_ones_are_skipped(root, t
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"short_side": 0}, r"--short-side is 0; accepted"), ({"quality": 0}, r"--quality is 0; accepted: 1 to 100")],
+    [
+        ({"short_side": 0}, r"--short-side is 0; accepted"),
+        ({"quality": 0}, r"--quality is 0; accepted: 1 to 100"),
+        ({"workers": -1}, r"--workers is -1; accepted: 0 or more"),
+    ],
 )
 def test_arguments_out_of_range(root, tmp_path, options, message):
     with pytest.raises(DataError, match=message):
