@@ -130,8 +130,8 @@ class R2D2Classifier(ClassifierMixin, BaseEstimator):
             X: float16, float32 or float64 ``[M, D]``, an array (perhaps a mapped one, ``numpy.load(file, mmap_mode="r")``), a
                 tensor on any device, or what NumPy makes an array of. It is not copied, whatever its type.
             y: ``[M]``, the classes, integers or strings; −1 where a sample is unlabelled, as everywhere in
-                ``sklearn.semi_supervised``. NumPy turns −1 among strings into ``"-1"``, which counts as −1, as does None in an
-                array of objects.
+                ``sklearn.semi_supervised``. NumPy turns −1 among strings into ``"-1"``, which counts as −1, as do None,
+                NaN and pandas' NA in an array of objects.
 
         Raises:
             ValueError: no label, labels of one class only, X with NaN or infinity, another length of y, a parameter out of
@@ -315,7 +315,7 @@ def _encode(y: Any) -> tuple[np.ndarray, Tensor]:
     if y.dtype.kind == "f":
         assert_all_finite(y, input_name="y")
     if y.dtype.kind == "O":
-        unlabelled = np.array([value is None or value in (-1, "-1") for value in y], bool)
+        unlabelled = np.array([_is_missing(value) or value in (-1, "-1") for value in y], bool)
     else:
         unlabelled = y == ("-1" if y.dtype.kind == "U" else -1)
     if unlabelled.all():
@@ -332,6 +332,14 @@ def _encode(y: Any) -> tuple[np.ndarray, Tensor]:
     labels = torch.full((len(y),), -1)
     labels[torch.from_numpy(~unlabelled)] = torch.from_numpy(numbers)
     return classes, labels
+
+
+def _is_missing(value: Any) -> bool:
+    """None, and what pandas makes of it: NaN, which does not equal itself, or NA, of which no comparison is true or false."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:
+        return True
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from r2d2fast.data import Dataset
@@ -49,6 +50,8 @@ def train_run(config: Config, dataset: Dataset | None = None, *, verbose: bool =
             configuration names.
         verbose: show progress.
 
+    PyTorch's random numbers and settings are afterwards as they were. Under ``torchrun`` every process calls this.
+
     Raises TrainingError where the run cannot go on, ConfigError, one of them, for a configuration that does not fit.
 
     Example:
@@ -57,9 +60,10 @@ def train_run(config: Config, dataset: Dataset | None = None, *, verbose: bool =
         >>> done.classes, done.network.predict(new_images).names
     """
     with ExitStack() as stack:
-        directory = config.run_dir or Path(stack.enter_context(TemporaryDirectory())) / "run"
         config = replace(config, split=config.seed if config.split is None else config.split)
         ranks, console = stack.enter_context(prepared(config))
+        stack.enter_context(torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []))
+        directory = config.run_dir or ranks.on_first(lambda: Path(stack.enter_context(TemporaryDirectory())) / "run")
         data = None
         if dataset is not None:
             own = placed(dataset, config, ranks)
@@ -68,6 +72,7 @@ def train_run(config: Config, dataset: Dataset | None = None, *, verbose: bool =
         network = load_run(directory, config.device)
         with open(directory / LABELS, encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = list(csv.DictReader(file))
+        ranks.barrier()  # before the first one removes a directory that was made for this run
     numbers = {name: number for number, name in enumerate(network.class_names)}
     return FinishedRun(
         results,

@@ -102,6 +102,18 @@ def test_mapped_x_gives_the_same_bits(fitted, tmp_path):
 NAMES = np.array(["ant", "bee", "cat", "dog"])
 
 
+class NotAvailable:
+    """As pandas.NA is."""
+
+    def __eq__(self, other):
+        return self
+
+    __ne__ = __eq__
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+
 @pytest.mark.parametrize(
     ("y", "classes"),
     [
@@ -109,6 +121,8 @@ NAMES = np.array(["ant", "bee", "cat", "dog"])
         (lambda y: np.where(y < 0, "-1", NAMES[y]).tolist(), NAMES),
         (lambda y: np.where(y < 0, -1, NAMES[y].astype(object)), NAMES),
         (lambda y: [None if label < 0 else str(NAMES[label]) for label in y], NAMES),
+        (lambda y: np.where(y < 0, np.nan, NAMES[y].astype(object)), NAMES),  # as pandas has missing values
+        (lambda y: np.where(y < 0, NotAvailable(), NAMES[y].astype(object)), NAMES),
         (lambda y: np.where(y < 0, -1, 10 * y + 3), [3, 13, 23, 33]),
         (lambda y: np.where(y < 0, -1, y).astype(np.float64), [0, 1, 2, 3]),
         (lambda y: torch.from_numpy(y), [0, 1, 2, 3]),

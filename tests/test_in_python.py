@@ -1,7 +1,11 @@
 """Training from Python, with data that the program has."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +58,43 @@ def test_images_in_arrays_with_a_run_directory_and_without(tmp_path):
     with pytest.raises(ConfigError, match="already holds a run"):
         train_run(config, data, verbose=False)
     assert train_run(replace(config, resume=True), data, verbose=False).results == kept.results
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_callers_random_numbers_and_settings_stay_as_they_were(deterministic):
+    data = dataset_from_arrays(X[:120], Y[:120])
+    config = replace(short(recipe_for(data, num_labels=8)), stages=(1,), deterministic=deterministic)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train_run(config, data, verbose=False)
+    assert torch.equal(torch.rand(3), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+
+
+PROGRAM = """
+import numpy as np
+from dataclasses import replace
+from r2d2fast import dataset_from_arrays, recipe_for, train_run
+
+x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32") + np.eye(4, dtype="float32")[np.arange(64) % 4]
+data = dataset_from_arrays(x, np.where(np.arange(64) < 16, np.arange(64) % 4, -1))
+config = recipe_for(data).config
+config = replace(config, device="cpu", stages=(1,), stage1=replace(config.stage1, epochs=2, batch=16, cosine_epochs=2))
+done = train_run(config, data, verbose=False)
+print("labelled", len(done.classes), done.network.predict(x).classes.shape)
+"""
+
+
+@pytest.mark.slow
+def test_under_torchrun_without_a_run_directory(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "program.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("labelled 64 (64,)") == 2
 
 
 def test_vectors_have_the_recipe_of_embeddings():

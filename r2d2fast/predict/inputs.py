@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -115,6 +115,8 @@ def open_inputs(
 
     Raises ValueError or TypeError for inputs that are not accepted.
     """
+    if on_bad_image not in get_args(OnBadImage):
+        raise ValueError(f"on_bad_image is {on_bad_image!r}; accepted: {', '.join(get_args(OnBadImage))}")
     if preprocessing.kind == "embeddings":
         return _open_embeddings(preprocessing, inputs, device)
     files = files_of(inputs)

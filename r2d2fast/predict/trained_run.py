@@ -14,6 +14,7 @@ from r2d2fast.data import Images, Preprocessing
 from r2d2fast.image_options import OnBadImage
 from r2d2fast.models import load_pretrained, make_model
 from r2d2fast.predict.inputs import Inputs, open_inputs
+from r2d2fast.train.errors import ConfigError
 from r2d2fast.train.evaluation import EVALUATION_BATCH, Evaluator, most_probable
 from r2d2fast.train.precision import Precision
 from r2d2fast.train.ranks import Ranks, resolve_device
@@ -74,10 +75,10 @@ class TrainedRun:
         """The classes of images, decoded, resized and normalised as the run did in its own evaluation.
 
         Args:
-            inputs: image files, by their paths or that of a folder, of which all are taken, sorted by name; or pixels, 0 to 255
-                as files have them: uint8 arrays ``[B, H, W]`` or ``[B, H, W, C]``, uint8 tensors ``[B, C, H, W]``, or a
-                sequence of single ones, which may differ in size. Of a run on embeddings: a float array or tensor ``[B, D]``, or
-                the path of a ``.npy`` or ``.safetensors`` file.
+            inputs: image files, by their paths or that of a folder, of which all are taken, sorted by name; or pixels as the run
+                had them, 0 to 255 but for scikit-learn's digits, 0 to 16: uint8 arrays ``[B, H, W]`` or ``[B, H, W, C]``, uint8
+                tensors ``[B, C, H, W]``, or a sequence of single ones, which may differ in size. Of a run on embeddings: a float
+                array or tensor ``[B, D]``, or the path of a ``.npy`` or ``.safetensors`` file.
             on_bad_image: ``"error"``, or ``"skip"``: an image that cannot be used has no class, and is named in ``bad_images``.
             workers: processes that load photographs; 0: this one.
 
@@ -130,12 +131,12 @@ def load_run(run: str | Path, device: str = "auto") -> TrainedRun:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` and so on; ``"auto"``: a GPU if there is one.
 
     Raises:
-        RunError: there is no network, or the file is damaged or of another program.
+        RunError: there is no network, the file is damaged or of another program, or there is no such device.
 
     >>> import r2d2fast
-    >>> run = r2d2fast.load_run("runs/digits-labels50-split0-seed0")  # doctest: +SKIP
+    >>> run = r2d2fast.load_run("runs/fashion-mnist-labels1000-split0-seed0")  # doctest: +SKIP
     >>> run.predict(["one.png", "two.png"]).names  # doctest: +SKIP
-    ['3', '8']
+    ['Ankle boot', 'Bag']
     """
     path = Path(run)
     if path.is_dir():
@@ -145,7 +146,10 @@ def load_run(run: str | Path, device: str = "auto") -> TrainedRun:
             f"{path}: no such file; name the directory of a finished run, which has one, or end the run by "
             f"{as_called('train')} --resume --run-dir DIRECTORY"
         )
-    chosen = resolve_device(device)
+    try:
+        chosen = resolve_device(device)
+    except ConfigError as error:
+        raise RunError(str(error)) from error
     try:
         return TrainedRun(path, chosen)
     except KeyError as error:

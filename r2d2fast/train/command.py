@@ -37,11 +37,21 @@ def carry_out(config: Config) -> None:
 
 @contextmanager
 def prepared(config: Config) -> Iterator[tuple[Ranks, Console]]:
-    """The processes of a run and a console, which is quiet on all ranks but the first; PyTorch set as ``config`` says."""
+    """The processes of a run and a console, which is quiet on all ranks but the first; PyTorch set as ``config`` says while the
+    context lasts."""
+    deterministic, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    benchmark = torch.backends.cudnn.benchmark
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
         torch.use_deterministic_algorithms(True)
     else:
         torch.backends.cudnn.benchmark = True  # images of one size, batches of few
-    with join_ranks(config.device) as ranks:
-        yield ranks, Console(quiet=os.environ.get("RANK", "0") != "0")
+    try:
+        with join_ranks(config.device) as ranks:
+            yield ranks, Console(quiet=os.environ.get("RANK", "0") != "0")
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark

@@ -400,3 +400,10 @@ def test_embeddings_that_do_not_fit(inputs, error, said, embeddings):
 def test_a_folder_without_embeddings_is_named(embeddings, tmp_path, capsys):
     assert cli.main([str(embeddings[1]), str(tmp_path)]) == 1
     assert f"{tmp_path} has no embeddings: neither train.npy nor test.npy" in capsys.readouterr().err
+
+
+def test_a_misspelt_argument_is_no_other_one(digits_run):
+    with pytest.raises(ValueError, match="on_bad_image is 'raise'; accepted: error, skip"):
+        r2d2fast.load_run(digits_run).predict(np.zeros((1, 8, 8), np.uint8), on_bad_image="raise")
+    with pytest.raises(RunError, match="--device abacus"):
+        r2d2fast.load_run(digits_run, "abacus")

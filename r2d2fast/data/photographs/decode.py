@@ -29,7 +29,8 @@ class BadImageError(DataError):
 
     def __str__(self) -> str:
         return (
-            f"{self.name}: {self.reason}. Mend or remove the file, or let --on-bad-image skip go on without such images"
+            f"{self.name}: {self.reason}. Mend or remove the file, or let --on-bad-image skip (in Python: "
+            'on_bad_image="skip") go on without such images'
         )
 
 
