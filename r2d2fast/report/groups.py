@@ -8,9 +8,11 @@ from itertools import product
 from typing import Any
 
 from r2d2fast.report.runs import Run
+from r2d2fast.report.same_data import Data, data_of
+from r2d2fast.train.run_directory import NOT_COMPARED
 
 # In these settings runs of one configuration may differ.
-REPETITION = ("seed", "split", "split_file")
+REPETITION = NOT_COMPARED | {"seed", "split", "split_file"}
 # Columns of a table of results, in order, and where they stand in results.json: the stage's entry, and the key in it.
 ERRORS = {
     "stage 1": (1, "test_error"),
@@ -83,14 +85,17 @@ def results_of(run: Run) -> dict[str, float]:
 def make_groups(runs: list[Run]) -> list[Group]:
     """The groups, in the order of their first runs."""
     grouped: dict[str, list[Run]] = {}
-    for run in runs:
-        # Image folders are told apart by their classes, because their path may change and is not among the settings.
-        key = json.dumps([_settings(run), sorted(run.classes)], sort_keys=True)
+    settings_of: dict[str, dict[str, Any]] = {}
+    for run, data in zip(runs, data_of(runs), strict=True):
+        settings = _settings(run, data)
+        # The classes tell data apart also of runs that are not finished, and parts of ImageNet.
+        key = json.dumps([settings, data and data.recorded, sorted(run.classes)], sort_keys=True)
         grouped.setdefault(key, []).append(run)
-    settings = [_settings(members[0]) for members in grouped.values()]
+        settings_of.setdefault(key, settings)
+    everyone = list(settings_of.values())
     return [
-        Group(letter, members, own, _difference(own, settings))
-        for letter, members, own in zip(_letters(), grouped.values(), settings, strict=False)
+        Group(letter, members, own, _difference(own, everyone))
+        for letter, members, own in zip(_letters(), grouped.values(), everyone, strict=False)
     ]
 
 
@@ -101,12 +106,14 @@ def value_text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: Run, data: Data | None) -> dict[str, Any]:
     left_out = [f"stage{stage}." for stage in (1, 2, 3) if stage not in run.config["stages"]]
     if run.config.get("method", "r2d2") in ("r2d2", "supervised"):
         left_out.append("unlabelled.")
     settings = {k: v for k, v in run.config.items() if k not in REPETITION and not k.startswith(tuple(left_out))}
     settings["num_labels"] = run.labelled
+    if data is not None:
+        settings["data_dir"] = data.directory
     if 1 not in run.config["stages"] and run.config.get("pretrained"):
         # It starts with the network of another run's stage 1, which differs from seed to seed.
         settings["pretrained"] = "stage 1 of another run"

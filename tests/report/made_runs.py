@@ -11,7 +11,7 @@ from r2d2fast.train.recipes import RECIPES, flags
 
 CONFIG = {
     **flags(RECIPES["digits"].config),
-    **{"split": 0, "num_labels": 2, "stages": [1, 2, 3], "data_dir": None},
+    **{"split": 0, "num_labels": 2, "stages": [1, 2, 3], "data_dir": "/data"},
     **{"stage1.epochs": 2, "stage2.epochs": 3, "stage2.repredict_epochs": [1], "stage2.lrs": [0.1, 0.01]},
     **{"stage3.epochs": 1, "split_file": None, "run_dir": None},
 }

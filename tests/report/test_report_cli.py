@@ -1,12 +1,16 @@
 import json
 import re
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from made_runs import make_run
 
 from r2d2fast import machine
 from r2d2fast.report.cli import main
+from r2d2fast.report.groups import make_groups
+from r2d2fast.report.runs import read_run
 from r2d2fast.train import cli as train
 from tests.limits import file_size_limit
 
@@ -47,6 +51,34 @@ def test_real_runs(trained, tmp_path, capsys):
     assert (
         f"{machine.describe_run(torch.device('cpu'), 1)['cpu']}, {machine.describe()['python'].split(', ')[1]}" in page
     )
+
+
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory):
+    """A directory of runs with seeds 0 to 3: of embeddings, of a copy, of others with the same labels, and one more of the
+    copy, which is not finished."""
+    root = tmp_path_factory.mktemp("embeddings")
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    for name in ("a", "other"):
+        (root / name).mkdir()
+        np.save(root / name / "train.npy", rng.normal(size=(60, 4)).astype(np.float32) + labels[:, None])
+        np.save(root / name / "train_labels.npy", np.where(np.arange(60) < 12, labels, -1))
+        np.save(root / name / "test.npy", rng.normal(size=(30, 4)).astype(np.float32) + labels[:30, None])
+        np.save(root / name / "test_labels.npy", labels[:30])
+    shutil.copytree(root / "a", root / "copy")
+    for seed, name in enumerate(("a", "copy", "other", "copy")):
+        run = [f"--run-dir={root}/runs/{seed}", f"--data-dir={root}/{name}", f"--seed={seed}", "--device=cpu"]
+        assert train.main(["--dataset=embeddings", "--stage2.epochs=1", *run]) == 0
+    (root / "runs" / "3" / "results.json").unlink()
+    return root
+
+
+def test_equal_embeddings_in_two_folders_are_one_configuration_and_others_another(embeddings):
+    one, other = make_groups([read_run(embeddings / "runs" / str(seed)) for seed in range(4)])
+    assert [run.config["seed"] for run in one.runs] == [0, 1, 3]
+    assert [run.config["seed"] for run in other.runs] == [2]
+    assert [one.title, other.title] == [f"A: data_dir {embeddings / 'a'}", f"B: data_dir {embeddings / 'other'}"]
 
 
 def test_damaged_runs_are_named_left_out_and_tell_in_the_exit_status(tmp_path, capsys):

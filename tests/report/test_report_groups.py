@@ -1,7 +1,12 @@
+import json
+
 import numpy as np
 import pytest
+import torch
 from made_runs import make_run, rows
 
+from r2d2fast.data import Preprocessing
+from r2d2fast.models import export_safetensors
 from r2d2fast.report.groups import make_groups, value_text
 from r2d2fast.report.runs import read_run
 from r2d2fast.report.tables import results_table, runs_table
@@ -40,6 +45,52 @@ def test_runs_that_differ_in_seed_and_split_are_one_group(run):
 def test_any_other_setting_sets_runs_apart(run, settings):
     ((name, value),) = settings.items()
     assert [group.title for group in make_groups([run(), run(settings)])][1] == f"B: {name} {value_text(value)}"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"data_dir": "/elsewhere"}, {"device": "cuda:1"}, {"threads": 4}, {"workers": 2}, {"bank_storage": "/tmp/bank"}],
+)
+def test_where_and_how_a_run_was_made_is_no_other_configuration(run, settings):
+    (group,) = make_groups([run(), run(settings | {"seed": 1})])
+    assert len(group.counted) == 2
+    assert not settings.keys() & group.settings.keys()
+
+
+@pytest.mark.parametrize("dataset", ["folder", "embeddings", "python"])
+def test_data_whose_name_does_not_say_what_they_are_are_told_apart_by_their_directory(run, dataset):
+    runs = [run({"dataset": dataset, "data_dir": f"/{name}", "seed": seed}) for seed, name in enumerate("aba")]
+    one, other = make_groups(runs)
+    assert (one.runs, other.runs) == ([runs[0], runs[2]], [runs[1]])
+    assert (one.title, other.title) == ("A: data_dir /a", "B: data_dir /b")
+
+
+def record_data(run, names=("a.png", "b.png"), classes=("cat", "dog"), shape=(3, 8, 8), std=(9.0, 8.0, 7.0), tests=360):
+    """What a finished run writes of its images."""
+    (run.directory / "labels.csv").write_text("name,class\n" + "".join(f'"{name}",cat\n' for name in names))
+    preprocessing = Preprocessing("small images", shape, (1.0,) * len(std), std)
+    about = {"classes": json.dumps(classes), "preprocessing": preprocessing.to_json()}
+    (run.directory / "network.safetensors").write_bytes(export_safetensors(torch.nn.Linear(2, 2), about))
+    run.results["test_images"] = tests
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"names": ["a.png", "c.png"]},
+        {"names": ["a.png", "b.png", "c.png"]},
+        {"classes": ["cat", "cow"]},
+        {"shape": (3, 8, 9)},
+        {"std": (9.0, 8.0, 7.1)},
+        {"tests": 361},
+    ],
+)
+def test_what_finished_runs_have_recorded_tells_data_apart_whatever_their_directory(run, other):
+    runs = [run({"dataset": "folder", "seed": seed, "data_dir": f"/{place}"}) for seed, place in enumerate("abab")]
+    for number, made in enumerate(runs):
+        record_data(made, **(other if number > 1 else {}))
+    runs.append(run({"dataset": "folder", "seed": 4, "data_dir": "/c"}))
+    assert [group.runs for group in make_groups(runs)] == [runs[:2], runs[2:4], runs[4:]]
 
 
 def test_the_number_of_labels_and_the_classes_are_those_of_the_file(run):
