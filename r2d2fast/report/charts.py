@@ -56,11 +56,12 @@ class Series:
     """One line with a name.
 
     Attributes:
-        name: what the legend calls it, with its last value.
+        name: what the legend calls it, with ``last``.
         points: (x, y) from left to right, of the mean of the runs; at least one.
         runs: the same of each run, drawn thin; none where the mean is that of one run.
         style: number of its dashes and colour, 0 or 1.
-        unit: what follows the last value in the legend.
+        unit: what follows that value in the legend.
+        last: the value at the end; None takes that of the last point, which is not the runs' mean where some end before others.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Series:
     runs: Sequence[Points] = ()
     style: int = 0
     unit: str = ""
+    last: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Chart:
             return _element(figure, self._alternative())
 
     def _value(self, series: Series) -> str:
-        return f"{series.points[-1][1]:{self.form}}{series.unit}"
+        last = series.points[-1][1] if series.last is None else series.last
+        return f"{last:{self.form}}{series.unit}"
 
     def _alternative(self) -> str:
         ends = [f"{series.name} ends at {self._value(series)}" for series in self.series]

@@ -1,6 +1,8 @@
 """The charts of a group of runs: which curves there are, and what stands below them."""
 
 from collections.abc import Sequence
+from itertools import chain
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from r2d2fast.report.charts import Chart, Points, Series, dot_chart
@@ -120,13 +122,24 @@ def _series(group: Group, stage: int, curves: Sequence[Curve]) -> list[Series]:
     series = []
     for style, curve in enumerate(curves):
         lines = {id(run): _points(run, stage, curve) for run in group.runs}
-        # Only finished runs: others would make the mean jump where they end.
+        # Finished runs, each to its own end, which may be an early one. Those under way say nothing of the end: they count where
+        # none is finished, and as far as all of them have come.
         counted = [lines[id(run)] for run in (group.counted or group.runs) if lines[id(run)]]
-        mean = [(column[0][0], sum(y for _, y in column) / len(column)) for column in zip(*counted, strict=False)]
-        if mean:
+        if not group.counted:
+            counted = [line[: min(map(len, counted))] for line in counted]
+        if counted:
             runs = [line for line in lines.values() if line] if len(group.runs) > 1 else []
-            series.append(Series(curve.name, mean, runs, style, curve.unit))
+            last = fmean(line[-1][1] for line in counted)
+            series.append(Series(curve.name, _mean(counted), runs, style, curve.unit, last))
     return series
+
+
+def _mean(lines: Sequence[Points]) -> Points:
+    """At each epoch, of the lines that have it."""
+    values: dict[float, list[float]] = {}
+    for epoch, value in chain(*lines):
+        values.setdefault(epoch, []).append(value)
+    return [(epoch, fmean(values[epoch])) for epoch in sorted(values)]
 
 
 def _points(run: Run, stage: int, curve: Curve) -> Points:
@@ -142,4 +155,6 @@ def _marks(group: Group, stage: int) -> list[float]:
 
 
 def _legend(group: Group) -> str:
-    return f"{'; thick: mean of the runs, thin: each of them' * (len(group.runs) > 1)}."
+    if len(group.runs) == 1:
+        return "."
+    return "; thick: mean of the runs that have the epoch, thin: each of them; the legend has the mean of their last values."

@@ -54,6 +54,18 @@ def test_the_mean_is_of_finished_runs_and_each_run_a_thin_line(tmp_path, charts)
     assert "thick: mean of the runs" in figures[0].caption
 
 
+def test_a_run_that_stops_early_ends_its_own_line_and_the_legend_has_the_mean_of_the_ends(tmp_path, charts):
+    early = rows([60.0, 40.0, 35.0, 19.0, 99.0, 10.0])
+    del early[4]
+    late = rows([60.0, 40.0, 30.0, 25.0, 8.0, 10.0])
+    figures = error_figures(group_of(tmp_path, {"made": early}, {"made": late}))
+    series = charts[1].series[0]
+    assert series.points == [(1, 32.5), (2, 22.0), (3, 8.0)]
+    assert ">test error 13.5 %<" in figures[1].svg
+    assert "test error ends at 13.5 %" in figures[1].svg
+    assert "the legend has the mean of their last values" in figures[1].caption
+
+
 def test_of_runs_that_are_not_finished_stages_begun_are_drawn(tmp_path, charts):
     error_figures(group_of(tmp_path / "begun", {"done": 3}, {"done": 4}))
     assert [chart.title for chart in charts] == ["stage 1: supervised", "stage 2: D2, then R2"]
