@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from r2d2fast.train.recipes import RECIPES
 SHOWN = 12
 # Larger images are shrunk to this size, so that the page is small enough to be sent by mail.
 LARGEST_SIDE = 96
+
+# Settings that decide which images a run had, and of what size.
+OF_THE_IMAGES = ("image_size", "resize", "test_fraction")
 
 LoadImages = Callable[[Run], Dataset]
 
@@ -71,15 +74,14 @@ def image_loader(data_dir: Path) -> LoadImages:
     """A function that loads the data set of a run, each data set once. It raises ConfigError where files are missing."""
 
     @cache
-    def load(name: str, image_size: int, resize: int) -> Dataset:
+    def load(name: str, **settings: Any) -> Dataset:
         if name not in RECIPES:
             raise DataError(f"the data set {name} is unknown here; known: {', '.join(RECIPES)}")
         # The recorded pseudo-labels say which samples are labelled, so the split does not matter: num_labels=0 needs no file.
         config = replace(
             RECIPES[name].config,
+            **settings,
             data_dir=data_dir,
-            image_size=image_size,
-            resize=resize,
             num_labels=0,
             num_labels_per_class=(),
             split=0,
@@ -88,7 +90,9 @@ def image_loader(data_dir: Path) -> LoadImages:
         )
         return load_data(config, Ranks())[0]
 
-    return lambda run: load(run.config["dataset"], run.config.get("image_size", 0), run.config.get("resize", 0))
+    return lambda run: load(
+        run.config["dataset"], **{name: run.config[name] for name in OF_THE_IMAGES if name in run.config}
+    )
 
 
 def make_gallery(group: Group, load: LoadImages) -> Gallery:

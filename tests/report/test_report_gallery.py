@@ -166,6 +166,21 @@ def test_runs_without_records(tmp_path, stages, said):
     )
 
 
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+def test_the_images_of_a_folder_are_those_that_the_run_has_not_held_out(tmp_path, fraction):
+    for number in range(16):
+        path = tmp_path / "images" / ("cat", "dog")[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), 10 * number, np.uint8)).save(path)
+    group = group_of(tmp_path / "run", config={"dataset": "folder", "test_fraction": fraction})
+    trained_on = round(16 * (1 - fraction))
+    for name, label in (("stage2-00000-predicted", 0), ("stage2-00003-learned", 1)):
+        record(tmp_path / "run", name, [label] * trained_on, [1] * trained_on)
+    made = make_gallery(group, image_loader(tmp_path / "images"))
+    assert made.missing == ""
+    assert made.summary.startswith(f"{trained_on} of {trained_on} pseudo-labels changed")
+
+
 def test_a_data_set_is_loaded_once_whatever_the_split_was(tmp_path, monkeypatch):
     calls = []
     load_data = module.load_data
