@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from r2d2fast.report.groups import COLUMNS, PSEUDO_LABELS, WHOLE_NUMBERS, Group, results_of, value_text
+from r2d2fast.report.recipe import NOT_KNOWN, recipe_of_group
 from r2d2fast.report.runs import Run
 from r2d2fast.tables import NO_VALUE, markdown, markdown_table, mean_std
-from r2d2fast.train.method_recipes import of_method
-from r2d2fast.train.methods import METHODS
-from r2d2fast.train.recipes import RECIPES, flags
 
 AGAIN = ", not counted: another run has its seed and split"
 _EXPLANATION = (
@@ -77,7 +75,11 @@ def runs_table(group: Group) -> Table:
 
 def settings_table(group: Group) -> Table:
     """Every setting that the runs have in common, and where its value is from."""
-    rows = [[name, value_text(value), _source(group, name)] for name, value in group.settings.items()]
+    recipe = recipe_of_group(group)
+    rows = [
+        [name, value_text(value), NOT_KNOWN if recipe is None else recipe.source(name)]
+        for name, value in group.settings.items()
+    ]
     return Table("Settings of these runs, by the names of their flags", ["setting", "value", "from"], rows)
 
 
@@ -99,14 +101,3 @@ def _origin(run: Run) -> tuple[str, str]:
             where.append(f"{machine[name]} {one if machine[name] == 1 else name}")
     code = [f"{name} {version}" for name, version in versions.items() if version]
     return ", ".join(filter(None, where)) or "not recorded", ", ".join(code) or "not recorded"
-
-
-def _source(group: Group, name: str) -> str:
-    dataset, method = group.settings["dataset"], group.settings.get("method", "r2d2")
-    if dataset not in RECIPES or method not in METHODS:
-        return "not known"
-    recipe = of_method(RECIPES[dataset], method)
-    source, default_text = recipe.sources.get(name, "default"), value_text(flags(recipe.config).get(name))
-    if value_text(group.settings[name]) == default_text:
-        return source
-    return f"command line; the recipe has {default_text} ({source})"

@@ -11,6 +11,7 @@ from r2d2fast import machine
 from r2d2fast.report.cli import main
 from r2d2fast.report.groups import make_groups
 from r2d2fast.report.runs import read_run
+from r2d2fast.report.tables import settings_table
 from r2d2fast.train import cli as train
 from tests.limits import file_size_limit
 
@@ -79,6 +80,17 @@ def test_equal_embeddings_in_two_folders_are_one_configuration_and_others_anothe
     assert [run.config["seed"] for run in one.runs] == [0, 1, 3]
     assert [run.config["seed"] for run in other.runs] == [2]
     assert [one.title, other.title] == [f"A: data_dir {embeddings / 'a'}", f"B: data_dir {embeddings / 'other'}"]
+
+
+def test_from_the_command_line_is_what_it_said(embeddings):
+    (group,) = make_groups([read_run(embeddings / "runs" / "0")])
+    named = {name for name, _, source in settings_table(group).rows if source.startswith("command line")}
+    assert named == {
+        "dataset",
+        "stage2.epochs",
+        "stage2.repredict_epochs",
+        "stage2.lrs",
+    }  # of which two hang on the epochs
 
 
 def test_damaged_runs_are_named_left_out_and_tell_in_the_exit_status(tmp_path, capsys):

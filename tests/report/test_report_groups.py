@@ -1,12 +1,7 @@
-import json
-
 import numpy as np
 import pytest
-import torch
-from made_runs import make_run, rows
+from made_runs import make_run, record_data, rows
 
-from r2d2fast.data import Preprocessing
-from r2d2fast.models import export_safetensors
 from r2d2fast.report.groups import make_groups, value_text
 from r2d2fast.report.runs import read_run
 from r2d2fast.report.tables import results_table, runs_table
@@ -63,15 +58,6 @@ def test_data_whose_name_does_not_say_what_they_are_are_told_apart_by_their_dire
     one, other = make_groups(runs)
     assert (one.runs, other.runs) == ([runs[0], runs[2]], [runs[1]])
     assert (one.title, other.title) == ("A: data_dir /a", "B: data_dir /b")
-
-
-def record_data(run, names=("a.png", "b.png"), classes=("cat", "dog"), shape=(3, 8, 8), std=(9.0, 8.0, 7.0), tests=360):
-    """What a finished run writes of its images."""
-    (run.directory / "labels.csv").write_text("name,class\n" + "".join(f'"{name}",cat\n' for name in names))
-    preprocessing = Preprocessing("small images", shape, (1.0,) * len(std), std)
-    about = {"classes": json.dumps(classes), "preprocessing": preprocessing.to_json()}
-    (run.directory / "network.safetensors").write_bytes(export_safetensors(torch.nn.Linear(2, 2), about))
-    run.results["test_images"] = tests
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
 import re
+import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
-from made_runs import dataset, make_run, record, rows
+from made_runs import dataset, make_run, record, record_data, rows
+from PIL import Image
 
 from r2d2fast.report.groups import make_groups
 from r2d2fast.report.page import make_markdown, make_page
 from r2d2fast.report.runs import read_run
 from r2d2fast.report.tables import settings_table
+from r2d2fast.train.recipes import RECIPES, flags, recipe_for
 
 EVIL = '<script>alert("1")</script>|`&\'\n<img src=x>'
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -166,6 +170,86 @@ def test_the_source_of_each_setting(tmp_path):
         "command line; the recipe has 0.12,0.12,0.08,0.04,0.004 (reference implementation)",
     )
     assert "seed" not in sources
+
+
+def sources_of(*directories):
+    (group,) = groups_of(*directories)
+    return {name: source for name, _, source in settings_table(group).rows}
+
+
+def settings_of(recipe, data_dir, **changed):
+    """As the trainer writes them."""
+    return {**flags(recipe.config), "split": 0, "data_dir": str(data_dir), **changed}
+
+
+def embeddings(directory, samples=900, labelled=60):
+    directory.mkdir()
+    np.save(directory / "train_labels.npy", np.where(np.arange(samples) < labelled, np.arange(samples) % 3, -1))
+    return directory
+
+
+def labelled_samples(run, count):
+    (run / "labelled.txt").write_text("".join(f"{number} {number % 3}\n" for number in range(count)))
+
+
+def test_the_recipe_of_embeddings_follows_the_numbers_of_samples_and_labels(tmp_path):
+    data = embeddings(tmp_path / "data")
+    config = settings_of(recipe_for("embeddings", data), data, **{"stage2.epochs": 7})
+    labelled_samples(make_run(tmp_path / "run", config), 60)
+    sources = sources_of(tmp_path / "run")
+    assert config["label_lr"] != RECIPES["embeddings"].config.label_lr
+    assert {sources[name] for name in ("label_lr", "stage1.epochs", "num_labels", "stage2.lrs")} == {"ours"}
+    assert sources["stage2.epochs"] == "command line; the recipe has 16 (ours)"
+    assert sources["dataset"] == "command line"
+
+
+def test_other_embeddings_in_the_place_of_the_runs_say_nothing_of_its_recipe(tmp_path):
+    data = embeddings(tmp_path / "data")
+    config = settings_of(recipe_for("embeddings", data), data)
+    labelled_samples(make_run(tmp_path / "run", config), 60)
+    shutil.rmtree(data)
+    embeddings(data, labelled=90)
+    assert set(sources_of(tmp_path / "run").values()) == {"not known"}
+    shutil.rmtree(data)
+    embeddings(data, samples=1000)
+    record(tmp_path / "run", "stage2-00000-predicted", [0] * 900, [1] * 900)
+    assert set(sources_of(tmp_path / "run").values()) == {"not known"}
+
+
+def test_the_recipe_of_a_folder_follows_the_kind_of_its_images(tmp_path):
+    for place, side in (("small", 8), ("photographs", 80)):
+        for name in ("cat", "dog"):
+            (tmp_path / place / name).mkdir(parents=True)
+            Image.new("RGB", (side, side)).save(tmp_path / place / name / "1.png")
+        config = settings_of(recipe_for("folder", tmp_path / place), tmp_path / place, alpha=0.7)
+        make_run(tmp_path / "runs" / place, config)
+    small, photographs = (sources_of(tmp_path / "runs" / place) for place in ("small", "photographs"))
+    assert (small["backbone"], small["alpha"]) == ("ours", "command line; the recipe has 1.0 (ours)")
+    assert (photographs["backbone"], photographs["alpha"]) == ("ours", "command line; the recipe has 0.1 (paper)")
+
+
+@pytest.mark.parametrize("dataset", ["folder", "embeddings"])
+def test_where_the_data_are_gone_no_source_is_claimed(tmp_path, dataset):
+    make_run(tmp_path / "run", settings_of(RECIPES[dataset], tmp_path / "gone", backbone="conv4"))
+    assert set(sources_of(tmp_path / "run").values()) == {"not known"}
+
+
+def test_the_data_of_any_run_of_a_group_tell_the_recipe(tmp_path):
+    data = embeddings(tmp_path / "data")
+    for seed, place in enumerate((tmp_path / "gone", data)):
+        config = settings_of(recipe_for("embeddings", data), place, seed=seed)
+        labelled_samples(recorded(make_run(tmp_path / str(seed), config)), 60)
+        record(tmp_path / str(seed), "stage2-00000-predicted", [0] * 900, [1] * 900)
+        record_data(read_run(tmp_path / str(seed)))
+    assert sources_of(tmp_path / "0", tmp_path / "1")["label_lr"] == "ours"
+
+
+def test_what_other_choices_bring_is_the_recipes(tmp_path):
+    recipe = recipe_for("digits", method="vat", optimizer="adamw")
+    make_run(tmp_path / "run", settings_of(recipe, "/data", num_labels=100))
+    sources = sources_of(tmp_path / "run")
+    assert (sources["stage2.epochs"], sources["method"]) == (recipe.sources["stage2.epochs"], "command line")
+    assert (sources["num_labels"], sources["dataset"]) == ("command line", "default")
 
 
 def test_the_pages_parts_are_installed():
