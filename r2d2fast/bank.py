@@ -248,7 +248,11 @@ class PseudoLabelBank(reference.Bank):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy a :meth:`state_dict` in. Raises BankError, with nothing changed, if it is of other samples or classes."""
+        """Copy a :meth:`state_dict` in. Raises BankError, with nothing changed, if it is of other samples or classes.
+
+        ``rounding`` and ``seed`` are the state's where its rows have this bank's dtype; rows of another dtype are cast, and the
+        bank goes on rounding as it was made to.
+        """
         missing = sorted(PseudoLabelBank.state_dict(self).keys() - state.keys())
         if missing:
             raise BankError(f"the state lacks {', '.join(missing)}; pass what PseudoLabelBank.state_dict() returned")
@@ -259,13 +263,16 @@ class PseudoLabelBank(reference.Bank):
             raise BankError(
                 "the state was saved for other labels; make the bank from the labels of that run (same split)"
             )
-        _check_rounding(self.dtype, state["rounding"])
+        same_dtype = state["pseudo_logits"].dtype == self.dtype
+        if same_dtype:
+            _check_rounding(self.dtype, state["rounding"])
         for first, rows in self._pieces():
             rows.copy_(saturate(state["pseudo_logits"][first : first + len(rows)], self.dtype))
         self.updates.copy_(state["updates"])
         self.status.zero_()
         self.label_scale = state["label_scale"]
-        self.rounding, self.seed = state["rounding"], state["seed"]
+        if same_dtype:
+            self.rounding, self.seed = state["rounding"], state["seed"]
 
 
 def _check_rounding(dtype: torch.dtype, rounding: str) -> None:

@@ -158,8 +158,10 @@ def test_stochastic_rounding_never_reaches_a_float32_bank():
     stochastic = make_bank(2, 4, dtype=torch.bfloat16, rounding="stochastic")
     with pytest.raises(ValueError, match="16-bit banks"):
         stochastic.to(dtype=torch.float32)
-    with pytest.raises(ValueError, match="16-bit banks"):
-        make_bank(2, 4).load_state_dict(stochastic.state_dict())
+    loaded = make_bank(2, 4)
+    loaded.load_state_dict(stochastic.state_dict())
+    assert loaded.rounding == "nearest"
+    assert torch.equal(loaded.pseudo_logits, stochastic.pseudo_logits.float())
     assert stochastic.dtype == torch.bfloat16
 
 
@@ -197,6 +199,20 @@ class TestState:
             d2_step(logits, torch.arange(6), bank)
         assert torch.equal(saved.pseudo_logits, loaded.pseudo_logits)
         assert torch.equal(saved.updates, loaded.updates)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_of_another_dtype_leaves_the_bank_its_rounding(self, dtype):
+        """Steps below the bank's resolution go on adding up after rows of a bank that rounds otherwise were loaded."""
+        bank = make_bank(6, 10, dtype=torch.bfloat16, rounding="stochastic", seed=7, labelled_every=0)
+        state = make_bank(6, 10, dtype=dtype, seed=8, labelled_every=0).state_dict()
+        state["pseudo_logits"].fill_(5.0)
+        bank.load_state_dict(state)
+        assert (bank.pseudo_logits == 5.0).all()
+        assert (bank.rounding, bank.seed) == ("stochastic", 7)
+        logits = torch.randn(6, 10)
+        for _ in range(100):
+            d2_step(logits, torch.arange(6), bank, label_lr=0.5)
+        assert (bank.pseudo_logits != 5.0).any()
 
     def test_of_another_bank_is_refused_with_nothing_changed(self):
         bank = make_bank(6, 10)
