@@ -133,17 +133,25 @@ def _weighted(
         )
     if not is_compiling():
         options.check(bank.pseudo_logits)  # as they were given: below they are others
-    divisor, update_divisor = options.normalizer, options.update_normalizer
-    if update_divisor is None and divisor is not None:
-        update_divisor = divisor * options.batches
-    unreduced = options._replace(reduction="none", normalizer=None, update_normalizer=update_divisor)
+    update_divisor = options.update_normalizer
+    if update_divisor is None and options.normalizer is not None:
+        update_divisor = options.normalizer * options.batches
+    divisor: float = 1
+    grad_scale: float | Tensor = options.grad_scale
+    if options.reduction == "mean":
+        divisor = max(len(index), 1) if options.normalizer is None else options.normalizer
+        if is_compiling() and options.normalizer is None and not isinstance(grad_scale, Tensor):
+            # A number made from the batch's size would make torch.compile recompile for every size; a tensor does not.
+            grad_scale = torch.full((), grad_scale, dtype=torch.float32, device=logits.device)
+        # float16 then holds the rows' gradients wherever it holds those of their mean; backward divides by this scale again.
+        grad_scale = grad_scale / divisor
+    unreduced = options._replace(
+        grad_scale=grad_scale, reduction="none", normalizer=None, update_normalizer=update_divisor
+    )
     losses = _loss(logits, index, bank, unreduced, statistics, backend, None, inplace) * sample_weight
     if options.reduction == "none":
         return losses
-    loss = losses.sum(dtype=torch.float64)
-    if options.reduction == "mean":
-        loss = loss / (max(len(index), 1) if divisor is None else divisor)
-    return loss.to(losses.dtype)
+    return (losses.sum(dtype=torch.float64) / divisor).to(losses.dtype)
 
 
 def d2_step(

@@ -375,6 +375,23 @@ class TestReduction:
                 criterion(logits, index, sample_weight=torch.ones(6)), criterion(logits, index), rtol=1e-6, atol=0
             )
 
+    @pytest.mark.parametrize("scale", [2.0**16, torch.tensor(2.0**16)])
+    @pytest.mark.parametrize(("rows", "normalizer"), [(1, 512.0), (512, None)])
+    def test_weights_leave_a_scaled_float16_gradient_its_range(self, rows, normalizer, scale):
+        """Before its division by D the gradient of a row so far from its pseudo-label would be infinite in float16."""
+        bank = make_bank(rows, 3, labelled_every=0)
+        bank.pseudo_logits.copy_(torch.tensor([70.0, 0.0, 0.0]))
+        grads = []
+        for weight in (None, torch.ones(rows), torch.full((rows,), 0.5)):
+            logits = torch.tensor([[0.0, 1.0, 0.0]]).repeat(rows, 1).half().requires_grad_()
+            criterion = FusedD2Loss(bank, normalizer=normalizer).eval()
+            loss = criterion(logits, torch.arange(rows), grad_scale=scale, sample_weight=weight)
+            (loss * scale).backward()
+            grads.append(logits.grad)
+        assert grads[0].isfinite().all()
+        torch.testing.assert_close(grads[1], grads[0])
+        torch.testing.assert_close(grads[2], grads[0] / 2)
+
 
 def test_the_functional_form_is_the_module():
     logits, index, weight = torch.randn(6, 20), torch.arange(6), torch.rand(6)

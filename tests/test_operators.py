@@ -91,8 +91,8 @@ def test_what_is_written_is_declared():
     assert list(written.values()) == [bank, bank | {"out"}, set()]
 
 
-def training_step(criterion, network, x, index):
-    loss = criterion(network(x), index)
+def training_step(criterion, network, x, index, weight=None):
+    loss = criterion(network(x), index, sample_weight=weight)
     return loss * 2.0
 
 
@@ -165,6 +165,22 @@ def test_weighted_rows_compile(reduction):
         torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("normalizer", [None, 512.0])
+@pytest.mark.parametrize("scale", [2.0**16, torch.tensor(2.0**16)])
+def test_weighted_rows_leave_a_scaled_float16_gradient_its_range_when_compiled(scale, normalizer):
+    bank = make_bank(512, 3, labelled_every=0)
+    bank.pseudo_logits.copy_(torch.tensor([70.0, 0.0, 0.0]))
+    criterion = FusedD2Loss(bank, normalizer=normalizer).eval()
+    grads = []
+    for call in (criterion, torch.compile(criterion, fullgraph=True, backend="aot_eager")):
+        logits = torch.tensor([[0.0, 1.0, 0.0]]).repeat(512, 1).half().requires_grad_()
+        loss = call(logits, torch.arange(512), grad_scale=scale, sample_weight=torch.ones(512))
+        (loss * scale).backward()
+        grads.append(logits.grad)
+    assert grads[1].isfinite().all()
+    torch.testing.assert_close(*grads)
+
+
 def test_the_function_compiles_too():
     logits, index = torch.randn(12, 30), torch.arange(12)
     banks = make_bank(40, 30), make_bank(40, 30)
@@ -215,15 +231,17 @@ class TestRecompiling:
         with torch._dynamo.config.patch(recompile_limit=3), pytest.raises(FailOnRecompileLimitHit):
             run(0.4)
 
+    @pytest.mark.parametrize("weighted", [False, True])
     @pytest.mark.parametrize(("dynamic", "compiling"), [(True, 1), (None, 2)])
-    def test_once_at_most_for_batch_sizes(self, dynamic, compiling):
+    def test_once_at_most_for_batch_sizes(self, dynamic, compiling, weighted):
         bank = make_bank(40, 30)
         criterion, network = FusedD2Loss(bank), torch.nn.Linear(6, 30)
         step = torch.compile(training_step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
         for number, size in enumerate((12, 7, 33, 12, 40)):
             before = bank.pseudo_logits.clone()
+            weight = torch.rand(size) if weighted else None
             with torch._dynamo.config.patch(error_on_recompile=number >= compiling):
-                step(criterion, network, torch.randn(size, 6), torch.arange(size)).backward()
+                step(criterion, network, torch.randn(size, 6), torch.arange(size), weight).backward()
             assert not torch.equal(bank.pseudo_logits, before)
 
 
