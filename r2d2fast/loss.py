@@ -378,8 +378,11 @@ class FusedD2Loss(torch.nn.Module):
             out = check_out(out, logits)
         if self.bank.sharded:
             index = self.bank.localize(index)
+        options = self._options(grad_scale)
+        if is_compiling():
+            return compiled.step(logits, index, self.bank, options, self.statistics, self.backend, out)
         backend = choose(self.backend, logits, self.bank.pseudo_logits)
-        return _step(backend, logits.detach(), index, self.bank, self._options(grad_scale), self.statistics, out)
+        return _step(backend, logits.detach(), index, self.bank, options, self.statistics, out)
 
     def _options(self, grad_scale: float | Tensor) -> StepOptions:
         return StepOptions(

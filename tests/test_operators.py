@@ -181,13 +181,28 @@ def test_weighted_rows_leave_a_scaled_float16_gradient_its_range_when_compiled(s
     torch.testing.assert_close(*grads)
 
 
-def test_the_function_compiles_too():
+def step_function(criterion, logits, index, **options):
+    return d2_step(logits, index, criterion.bank, label_lr=200.0, **options)
+
+
+def step_method(criterion, logits, index, **options):
+    return criterion.step(logits, index, **options)
+
+
+@COMPILERS
+@pytest.mark.parametrize("overwritten", [False, True])
+@pytest.mark.parametrize("step", [step_function, step_method])
+def test_steps_without_autograd_compile_too(step, overwritten, compiler):
     logits, index = torch.randn(12, 30), torch.arange(12)
-    banks = make_bank(40, 30), make_bank(40, 30)
-    step = torch.compile(d2_step, fullgraph=True, backend="aot_eager")
-    for ours, expected in zip(step(logits, index, banks[0]), d2_step(logits, index, banks[1]), strict=True):
-        torch.testing.assert_close(ours, expected)
-    assert torch.equal(banks[0].pseudo_logits, banks[1].pseudo_logits)
+    outcomes = []
+    for run in (step, torch.compile(step, fullgraph=True, backend=compiler)):
+        bank, given = make_bank(40, 30), logits.clone()
+        criterion = FusedD2Loss(bank, label_lr=200.0, statistics=True, gradient_accumulation_steps=2)
+        loss, grad = run(criterion, given, index, grad_scale=4.0, out=given if overwritten else None)
+        assert overwritten == torch.equal(given, grad)
+        outcomes.append((loss, grad, bank.pseudo_logits, bank.updates, criterion.statistics))
+    torch.testing.assert_close(*outcomes, rtol=0, atol=0)
+    assert outcomes[0][-1].any() == (step is step_method)
 
 
 class TestRecompiling:
