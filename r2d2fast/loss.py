@@ -131,8 +131,11 @@ def _weighted(
             f"sample_weight is {list(sample_weight.shape)} on {sample_weight.device}; "
             f"pass {list(index.shape)} on {logits.device}, one weight a row of logits"
         )
-    if not is_compiling():
-        options.check(bank.pseudo_logits)  # as they were given: below they are others
+    # As they were given: below they are others, and the operator is told of those alone.
+    if is_compiling():
+        options.check_reduction()
+    else:
+        options.check(bank.pseudo_logits)
     update_divisor = options.update_normalizer
     if update_divisor is None and options.normalizer is not None:
         update_divisor = options.normalizer * options.batches

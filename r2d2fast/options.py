@@ -65,10 +65,18 @@ class StepOptions(NamedTuple):
             raise ValueError(f"alpha is {alpha}, beta is {beta}, label_lr is {label_lr}; they must be finite")
         if label_lr < 0:
             raise ValueError(f"label_lr is {label_lr}; it must not be negative, or pseudo-labels would go up the loss")
+        self._replace(grad_scale=grad_scale).check_reduction()
+        if self.class_loss not in CLASS_LOSSES:
+            raise ValueError(f"class_loss is {self.class_loss!r}; accepted: {', '.join(CLASS_LOSSES)}")
+        if plain:
+            _sound = self
+
+    def check_reduction(self) -> None:
+        """The same of the reduction, its divisors and a plain grad_scale, which ``torch.compile`` can trace."""
         for name, value in (
             ("normalizer", self.normalizer),
             ("update_normalizer", self.update_normalizer),
-            ("grad_scale", grad_scale),
+            ("grad_scale", None if isinstance(self.grad_scale, Tensor) else self.grad_scale),
         ):
             if value is None:
                 continue
@@ -76,8 +84,6 @@ class StepOptions(NamedTuple):
                 check_number(name, value)
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be positive and finite")
-        if self.class_loss not in CLASS_LOSSES:
-            raise ValueError(f"class_loss is {self.class_loss!r}; accepted: {', '.join(CLASS_LOSSES)}")
         if self.reduction not in REDUCTIONS:
             raise ValueError(f"reduction is {self.reduction!r}; accepted: {', '.join(REDUCTIONS)}")
         if self.reduction != "mean" and self.normalizer is not None:
@@ -85,8 +91,6 @@ class StepOptions(NamedTuple):
                 f"normalizer={self.normalizer} is what reduction='mean' divides by, and reduction is {self.reduction!r}; "
                 "leave it out, and pass update_normalizer for what the update of the pseudo-labels is divided by"
             )
-        if plain:
-            _sound = self
 
 
 _sound: StepOptions | None = None

@@ -240,6 +240,7 @@ class TestBadUse:
             ({"alpha": "0.1"}, TypeError, "alpha is '0.1', of type str; pass a number"),
             ({"label_lr": None}, TypeError, "label_lr is None, of type NoneType"),
             ({"update_normalizer": "8"}, TypeError, "update_normalizer is '8', of type str"),
+            ({"normalizer": torch.tensor(8.0)}, TypeError, r"normalizer is tensor\(8.\), of type Tensor"),
             ({"label_lr": -1.0}, ValueError, "label_lr is -1.0; it must not be negative"),
             ({"reduction": "avg"}, ValueError, "reduction is 'avg'; accepted: mean, sum, none"),
             ({"reduction": "sum", "normalizer": 2.0}, ValueError, "normalizer=2.0 is what reduction='mean' divides by"),

@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, RecompileError
 from torch._inductor.utils import run_and_get_code
 
-from r2d2fast import BackendError, FusedD2Loss, d2_step
+from r2d2fast import BackendError, FusedD2Loss, d2_loss, d2_step
 from r2d2fast._backends import NAMES, choose
 from r2d2fast._backends.common import STATISTICS
 from r2d2fast.bank import DTYPES
@@ -455,3 +455,24 @@ class TestCompiledErrors:
 
     def test_an_unknown_class_loss(self):
         self.refuse(ValueError, "class_loss is 'l1'; accepted: kl_reverse, kl, mse", class_loss="l1")
+
+    @pytest.mark.parametrize("dynamic", [None, True])
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"reduction": "sum", "normalizer": 5.0}, "normalizer=5.0 is what reduction='mean' divides by"),
+            ({"reduction": "avg"}, "reduction is 'avg'; accepted: mean, sum, none"),
+            ({"normalizer": -5.0}, "normalizer is -5.0; it must be positive and finite"),
+            ({"normalizer": "5"}, "normalizer is '5', of type str; pass a number"),
+            ({"grad_scale": -2.0}, "grad_scale is -2.0; it must be positive and finite"),
+        ],
+    )
+    def test_what_weights_of_samples_replace_is_checked_before(self, options, message, dynamic):
+        """Within them the rows' losses are not reduced, so that the operator is not told of it."""
+        bank = make_bank(20, 30)
+        before, steps = bank.pseudo_logits.clone(), bank.updates.clone()
+        step = torch.compile(d2_loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        with pytest.raises(RuntimeError, match=message):
+            step(torch.randn(4, 30), torch.arange(4), bank, sample_weight=torch.ones(4), **options)
+        assert torch.equal(bank.pseudo_logits, before)
+        assert torch.equal(bank.updates, steps)
