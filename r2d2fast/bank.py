@@ -35,7 +35,7 @@ class PseudoLabelBank(reference.Bank):
     Not a parameter and not a module buffer: optimizers, weight decay and DDP must not touch it. A labelled sample owns no
     row; its pseudo-logits are ``label_scale``·onehot(label) and never change. Rows start at zero, that is, at uniform
     pseudo-labels, until :meth:`predict_` sets them. On a GPU, everything that uses one bank must be ordered: on one stream, or
-    by events.
+    by events. A deep copy, or a bank out of a pickle, has ``storage="device"``, wherever the rows were that it copies.
 
     Args:
         labels: ``[M]``, a class number in ``[0, num_classes)`` or −1 for an unlabelled sample: a tensor, NumPy array or list of
@@ -118,6 +118,16 @@ class PseudoLabelBank(reference.Bank):
     def __len__(self) -> int:
         """M, the number of samples, labelled ones included."""
         return len(self.slots)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What :func:`copy.deepcopy` and pickle copy: the rows become a tensor in memory of its own, not in a file or pinned."""
+        return self.__dict__ | {"storage": "device", "host_rows": None}
+
+    def __copy__(self) -> "PseudoLabelBank":
+        """A shallow copy shares the rows, and so is where they are."""
+        made = self.__class__.__new__(self.__class__)
+        made.__dict__.update(self.__dict__)
+        return made
 
     def __repr__(self) -> str:
         rows, classes = self.pseudo_logits.shape

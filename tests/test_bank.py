@@ -1,6 +1,8 @@
 """The bank by itself: what it holds, where, and what bad use gets."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 
@@ -229,6 +231,40 @@ class TestState:
             with pytest.raises(BankError, match=message):
                 bank.load_state_dict(state)
         assert torch.equal(bank.pseudo_logits, before)
+
+
+class TestCopies:
+    """Of a bank in a file or in pinned memory: where they say that they are, they are."""
+
+    def make(self, kind, tmp_path):
+        if kind == "mapped":
+            return make_bank(6, 10, storage=tmp_path / "bank")
+        bank = make_bank(6, 10)
+        bank.storage, bank.host_rows = "pinned", bank.pseudo_logits.view_as(bank.pseudo_logits)  # as on a GPU
+        return bank
+
+    @pytest.mark.parametrize("kind", ["mapped", "pinned"])
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda bank: pickle.loads(pickle.dumps(bank))])
+    def test_have_rows_of_their_own_on_the_device(self, duplicate, kind, tmp_path):
+        bank = self.make(kind, tmp_path)
+        before = bank.pseudo_logits.clone()
+        copied = duplicate(bank)
+        assert (copied.storage, copied.host_rows) == ("device", None)
+        assert "MiB on cpu" in repr(copied)
+        assert copied.to(dtype=torch.bfloat16).dtype == torch.bfloat16
+        copied.to(dtype=torch.float32)
+        d2_step(torch.randn(6, 10), torch.arange(6), copied)
+        assert not torch.equal(copied.pseudo_logits, before)
+        assert torch.equal(bank.pseudo_logits, before)
+        assert bank.storage != "device"
+        assert (bank.host_rows is None) == (kind == "mapped")
+
+    @pytest.mark.parametrize("kind", ["mapped", "pinned"])
+    def test_that_share_the_rows_are_where_these_are(self, kind, tmp_path):
+        bank = self.make(kind, tmp_path)
+        shared = copy.copy(bank)
+        assert shared.pseudo_logits is bank.pseudo_logits
+        assert (shared.storage, shared.host_rows) == (bank.storage, bank.host_rows)
 
 
 class TestMemoryMapped:

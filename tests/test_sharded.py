@@ -1,6 +1,8 @@
 """A loop of one's own on two processes: a sampler and a bank that belong together (data/sharded.py)."""
 
+import copy
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -245,6 +247,13 @@ class TestAlone:
         bank.pseudo_logits[2, 0] = float("nan")
         with pytest.raises(BankError, match=f"first that of sample {bank.partition.samples[2]};"):
             bank.check()
+
+    def test_a_copy_of_one_in_a_file_has_its_rows_on_the_device(self, tmp_path):
+        _, bank = self.make(storage=tmp_path / "bank")
+        bank.pseudo_logits.normal_()
+        for copied in (copy.deepcopy(bank), pickle.loads(pickle.dumps(bank))):
+            assert (bank.storage, copied.storage) == (tmp_path / "bank", "device")
+            assert torch.equal(copied.logits(bank.partition.samples), bank.pseudo_logits)
 
     def test_a_move_takes_the_numbers_along(self):
         _, bank = self.make()
