@@ -294,7 +294,7 @@ class FusedD2Loss(torch.nn.Module):
     Raises:
         TypeError: ``bank`` is no :class:`PseudoLabelBank`, or a number is none.
         ValueError: a number or name outside of what :func:`d2_step` takes; with ``inplace``, in the forward call, logits that are
-            a leaf, not contiguous, or memory of the bank.
+            a leaf, a view of one (of a parameter, say), not contiguous, or memory of the bank.
 
     Warns:
         UserWarning: alpha <= beta, for which pseudo-labels do not follow the predictions (Theorem 1).

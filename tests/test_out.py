@@ -1,6 +1,7 @@
 """Where a step writes its gradient: ``out=``, logits that are overwritten, and what autograd says of it."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -137,7 +138,12 @@ class TestRefused:
             (
                 torch.zeros(4, 20, requires_grad=True),
                 ValueError,
-                r"a leaf that requires a gradient.*pass out.detach\(\)",
+                r"over a leaf that requires one.*pass out=tensor.detach\(\)",
+            ),
+            (
+                torch.zeros(80, requires_grad=True).view(4, 20),
+                ValueError,
+                r"over a view of a leaf that requires one.*pass out=tensor.detach\(\)",
             ),
         ],
     )
@@ -240,10 +246,25 @@ class TestAutograd:
                 criterion(logits.requires_grad_(), torch.arange(6))
         assert torch.equal(logits, before)
 
+    def test_out_of_a_parameter_without_its_history_is_written_to(self):
+        parameter = torch.zeros(80, requires_grad=True)
+        for out in (parameter.view(4, 20).detach(), parameter.detach().view(4, 20)):
+            _, grad = d2_step(torch.randn(4, 20), torch.arange(4), make_bank(8, 20), out=out)
+            assert torch.equal(parameter, grad.view(80))
+
+    @pytest.mark.parametrize("inplace", [True, False])
+    def test_a_parameter_of_which_the_logits_are_a_view_stays(self, inplace):
+        parameter = torch.nn.Parameter(torch.randn(120))
+        before = parameter.detach().clone()
+        criterion = FusedD2Loss(make_bank(8, 20), inplace=inplace)
+        with pytest.raises(ValueError, match="over a view of a leaf") if inplace else nullcontext():
+            criterion(parameter.view(6, 20), torch.arange(6)).backward()
+        assert torch.equal(parameter, before)
+
     @pytest.mark.parametrize(
         ("logits", "message"),
         [
-            (torch.zeros(6, 20, requires_grad=True), "a leaf that requires a gradient"),
+            (torch.zeros(6, 20, requires_grad=True), "over a leaf that requires one.*: leave inplace=True out"),
             (torch.zeros(20, 6, requires_grad=True).t() * 1.0, r"strides \[1, 6\].*make logits contiguous"),
         ],
     )

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from r2d2fast.reference import Bank
 
@@ -60,8 +61,13 @@ def check_out(out: Tensor, logits: Tensor) -> Tensor:
             f"{logits.dtype}, {list(logits.shape)}, on {logits.device}: pass torch.empty_like(logits, "
             "memory_format=torch.contiguous_format), or make logits contiguous to overwrite them"
         )
-    if out.requires_grad and out.is_leaf:
-        raise ValueError("out is a leaf that requires a gradient, which autograd must know as it is: pass out.detach()")
+    base = None if is_compiling() else out._base  # which TorchDynamo cannot trace
+    for what, leaf in (("a leaf", out), ("a view of a leaf", base)):
+        if leaf is not None and leaf.requires_grad and leaf.is_leaf:
+            raise ValueError(
+                f"the gradient would be written over {what} that requires one, whose values autograd must know as they are: "
+                "leave inplace=True out, or pass out=tensor.detach() where nothing needs that tensor's values any more"
+            )
     return out.detach() if out.requires_grad else out
 
 
