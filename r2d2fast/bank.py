@@ -270,6 +270,11 @@ class PseudoLabelBank(reference.Bank):
         if shape != tuple(self.pseudo_logits.shape):
             raise BankError(f"the state's rows are {shape}, this bank's {tuple(self.pseudo_logits.shape)}")
         if not torch.equal(state["slots"].to(self.device), self.slots):
+            if "prediction" in state:
+                raise BankError(
+                    "the state is of a ShardedPseudoLabelBank, whose rows are in the order in which its samples were dealt; load it "
+                    "into one with the labels and seed of that run, which takes a state of any number of processes"
+                )
             raise BankError(
                 "the state was saved for other labels; make the bank from the labels of that run (same split)"
             )

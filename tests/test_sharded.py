@@ -287,6 +287,14 @@ class TestAlone:
         other.load_state_dict(one.state_dict())
         assert torch.equal(other.logits(torch.arange(SAMPLES)), one.logits(torch.arange(SAMPLES)))
 
+    def test_a_plain_bank_says_which_kind_takes_the_state(self):
+        sampler = ShardedBatchSampler(make_data()[1], 6, 2, seed=1)
+        state = ShardedPseudoLabelBank(sampler, CLASSES).state_dict()
+        plain = PseudoLabelBank(make_data()[1], CLASSES)
+        with pytest.raises(BankError, match=r"of a ShardedPseudoLabelBank.* any number of processes") as refused:
+            plain.load_state_dict(state)
+        assert "other labels" not in str(refused.value)
+
     @pytest.mark.parametrize("rank", [0, 1])
     def test_a_process_takes_its_part_of_a_bank_of_one(self, rank):
         one = ShardedPseudoLabelBank(ShardedBatchSampler(make_data()[1], 6, 2, seed=1), CLASSES)
