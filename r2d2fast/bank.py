@@ -120,7 +120,7 @@ class PseudoLabelBank(reference.Bank):
         return len(self.slots)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What :func:`copy.deepcopy` and pickle copy: the rows become a tensor in memory of its own, not in a file or pinned."""
+        """What :func:`copy.deepcopy` and pickle copy: neither puts the rows in a file or in pinned memory again."""
         return self.__dict__ | {"storage": "device", "host_rows": None}
 
     def __copy__(self) -> "PseudoLabelBank":
@@ -260,8 +260,8 @@ class PseudoLabelBank(reference.Bank):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy a :meth:`state_dict` in. Raises BankError, with nothing changed, if it is of other samples or classes.
 
-        ``rounding`` and ``seed`` are the state's where its rows have this bank's dtype; rows of another dtype are cast, and the
-        bank goes on rounding as it was made to.
+        ``rounding`` and ``seed`` are the state's where its rows have this bank's dtype; rows of another dtype are cast,
+        and the bank goes on rounding as it was made to.
         """
         missing = sorted(PseudoLabelBank.state_dict(self).keys() - state.keys())
         if missing:
@@ -272,8 +272,8 @@ class PseudoLabelBank(reference.Bank):
         if not torch.equal(state["slots"].to(self.device), self.slots):
             if "prediction" in state:
                 raise BankError(
-                    "the state is of a ShardedPseudoLabelBank, whose rows are in the order in which its samples were dealt; load it "
-                    "into one with the labels and seed of that run, which takes a state of any number of processes"
+                    "the state is of a ShardedPseudoLabelBank, with the rows as its samples were dealt; make one of the "
+                    "labels and seed of that run, which takes a state of any number of processes"
                 )
             raise BankError(
                 "the state was saved for other labels; make the bank from the labels of that run (same split)"

@@ -146,7 +146,7 @@ def _weighted(
         if is_compiling() and options.normalizer is None and not isinstance(grad_scale, Tensor):
             # A number made from the batch's size would make torch.compile recompile for every size; a tensor does not.
             grad_scale = torch.full((), grad_scale, dtype=torch.float32, device=logits.device)
-        # float16 then holds the rows' gradients wherever it holds those of their mean; backward divides by this scale again.
+        # float16 then holds the rows' gradients wherever it holds those of their mean; backward divides by it again.
         grad_scale = grad_scale / divisor
     unreduced = options._replace(
         grad_scale=grad_scale, reduction="none", normalizer=None, update_normalizer=update_divisor

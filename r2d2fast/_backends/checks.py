@@ -65,7 +65,7 @@ def check_out(out: Tensor, logits: Tensor) -> Tensor:
     for what, leaf in (("a leaf", out), ("a view of a leaf", base)):
         if leaf is not None and leaf.requires_grad and leaf.is_leaf:
             raise ValueError(
-                f"the gradient would be written over {what} that requires one, whose values autograd must know as they are: "
+                f"the gradient would be written over {what} that requires one, which autograd must know as it is: "
                 "leave inplace=True out, or pass out=tensor.detach() where nothing needs that tensor's values any more"
             )
     return out.detach() if out.requires_grad else out
