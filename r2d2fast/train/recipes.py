@@ -335,17 +335,17 @@ def recipe_for(
     else:
         recipe = SMALL_FOLDER if dataset == "folder" and _small_images(data_dir) else RECIPES[dataset]
         counts = _counted(data_dir) if dataset == "embeddings" else None
-    if method != "r2d2":
-        from r2d2fast.train.method_recipes import of_method
-
-        recipe = of_method(recipe, method)
     usual = flags(recipe.config)
     choices: dict[str, Any] = {"num_labels": num_labels, "num_labels_per_class": num_labels_per_class or None}
     choices |= {"backbone": backbone, "pretrained": pretrained}
     chosen = {name: value for name, value in choices.items() if value not in (None, usual[name])}
     recipe = Recipe(override(recipe.config, chosen), recipe.sources | dict.fromkeys(chosen, CHOSEN))
-    if recipe.config.backbone in STAGE2_LR and method == "r2d2":
+    if recipe.config.backbone in STAGE2_LR:
         recipe = _for_embeddings(recipe, counts)
+    if method != "r2d2":  # whose batches are as large
+        from r2d2fast.train.method_recipes import of_method
+
+        recipe = of_method(recipe, method)
     if pretrained is not None and "image_size" in recipe.sources:
         recipe = _for_network(recipe)
     return _with_adamw(recipe) if optimizer == "adamw" != recipe.config.optimizer else recipe

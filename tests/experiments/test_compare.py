@@ -74,9 +74,10 @@ def test_a_dry_run_takes_the_labels_that_a_data_set_has(tmp_path, capsys):
     x, y = blobs()
     np.save(tmp_path / "train.npy", x)
     np.save(tmp_path / "train_labels.npy", few(y))
-    command = ["compare", "--dataset", "embeddings", "--data-dir", str(tmp_path), "--methods", "r2d2,supervised"]
+    methods = "r2d2,supervised,temporal-ensembling,pseudo-label"
+    command = ["compare", "--dataset", "embeddings", "--data-dir", str(tmp_path), "--methods", methods]
     assert cli.main([*command, "--seeds", "0", "--dry-run", "--run-dir", str(tmp_path / "runs")]) == 0
-    assert "2 runs with embeddings" in capsys.readouterr().out
+    assert "4 runs with embeddings" in capsys.readouterr().out
 
 
 @pytest.mark.slow
