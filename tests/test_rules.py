@@ -281,25 +281,24 @@ class TestSixteenBitBanks:
     """Types."""
 
     @pytest.mark.parametrize("dtype", DTYPES[1:])
-    @pytest.mark.parametrize("classes", slow_but([10, 100], {10}))
-    def test_steps_below_the_resolution_add_up_without_bias(self, backend, classes, dtype):
+    def test_steps_below_the_resolution_add_up_without_bias(self, backend, dtype):
         rows, steps = {"cuda": (40, 25), "triton": (40, 12)}.get(backend, (200, 100))
-        logits = torch.zeros(rows, classes)
+        logits = torch.zeros(rows, 10)
         logits[:, 0] = 2.0
         drift = {}
         for rounding, bank_dtype in (("nearest", dtype), ("stochastic", dtype), ("nearest", torch.float32)):
-            bank = make_bank(rows, classes, labelled_every=0, dtype=bank_dtype, rounding=rounding)
+            bank = make_bank(rows, 10, labelled_every=0, dtype=bank_dtype, rounding=rounding)
             bank.pseudo_logits.fill_(8.0)
             for _ in range(steps):
-                # One step moves ỹ by about 1e-3; the spacing at 8 is 0.0625 (bfloat16) and 0.0078 (float16).
-                d2_step(logits, torch.arange(rows), bank, label_lr=0.02, normalizer=1.0, backend=backend)
+                # One step moves ỹ by about 3e-3; the spacing at 8 is 0.0625 (bfloat16) and 0.0078 (float16).
+                d2_step(logits, torch.arange(rows), bank, label_lr=0.06, normalizer=1.0, backend=backend)
             drift[rounding, bank_dtype] = float(bank.pseudo_logits[:, 0].double().mean()) - 8.0
         exact = drift["nearest", torch.float32]
         assert drift["nearest", dtype] == 0.0
-        assert exact > 1e-4 * steps
-        # So many rows of random walks: the mean's standard deviation is 0.0625·√(100·p)/√200 at most.
+        # So many rows of random walks: the standard deviation of their mean is at most this.
         spread = 8 * torch.finfo(dtype).eps * (exact / (8 * torch.finfo(dtype).eps) / rows) ** 0.5
-        assert abs(drift["stochastic", dtype] - exact) < 5 * spread + 1e-4
+        assert exact > 3 * spread, "no drift at all would pass, too"
+        assert abs(drift["stochastic", dtype] - exact) < 3 * spread
 
     @pytest.mark.parametrize("dtype", DTYPES[1:])
     @pytest.mark.parametrize("classes", slow_but([10, 100], {10}))

@@ -70,7 +70,7 @@ def embeddings(tmp_path_factory):
     shutil.copytree(root / "a", root / "copy")
     for seed, name in enumerate(("a", "copy", "other", "copy")):
         run = [f"--run-dir={root}/runs/{seed}", f"--data-dir={root}/{name}", f"--seed={seed}", "--device=cpu"]
-        assert train.main(["--dataset=embeddings", "--stage2.epochs=1", *run]) == 0
+        assert train.main(["--dataset=embeddings", "--stage1.epochs=2", "--stage2.epochs=1", "--threads=1", *run]) == 0
     (root / "runs" / "3" / "results.json").unlink()
     return root
 
@@ -87,10 +87,12 @@ def test_from_the_command_line_is_what_it_said(embeddings):
     named = {name for name, _, source in settings_table(group).rows if source.startswith("command line")}
     assert named == {
         "dataset",
+        "stage1.epochs",
+        "stage1.cosine_epochs",
         "stage2.epochs",
         "stage2.repredict_epochs",
         "stage2.lrs",
-    }  # of which two hang on the epochs
+    }  # of which three hang on the epochs
 
 
 def test_damaged_runs_are_named_left_out_and_tell_in_the_exit_status(tmp_path, capsys):

@@ -148,6 +148,7 @@ def test_images_that_cannot_be_decoded_are_the_same_on_every_rank(tmp_path: Path
         assert [row["name"] for row in csv.DictReader(file) if row["origin"] == "bad image"] == broken
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun_saves_and_stops_all_ranks(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     process = start(LISTING_THREADS, *TINY, "--run-dir", directory)
