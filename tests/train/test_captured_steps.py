@@ -17,6 +17,7 @@ from r2d2fast.train.precision import Precision
 from r2d2fast.train.ranks import Ranks
 from r2d2fast.train.schedule import Epoch
 from tests.blobs import blobs, few
+from tests.cases import slow_but
 from tests.train import small_data
 from tests.train.small_data import (
     CONFIG,
@@ -67,7 +68,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", slow_but(SETTINGS, {"as they are", "averaged weights"}))
 def test_a_run_of_captured_steps_is_the_same_run(tapes, monkeypatch, setting):
     # Learning rates in float32, as a GPU has them, captured or not.
     monkeypatch.setattr(Epoch, "lr", lambda epoch, step, lr=Epoch.lr: torch.tensor(lr(epoch, step)).item())
