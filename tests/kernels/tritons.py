@@ -8,24 +8,36 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 OLDEST = "3.6.0"  # of torch 2.10, which pyproject.toml asks for
 
 
+def compile_with(package: str) -> subprocess.CompletedProcess:
+    """The tests with a Triton that pip finds under the name of ``package``: their exit status, and all that they print."""
+    with tempfile.TemporaryDirectory() as folder:
+        install = ["pip", "install", "-q", "--no-deps", "--no-compile", "--upgrade", "--target", folder, package]
+        subprocess.run([sys.executable, "-m", *install], check=True)
+        (found,) = Path(folder).glob("triton-*.dist-info")
+        path = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        tests = ["pytest", "-q", "-m", "slow or not slow", str(Path(__file__).parent / "test_compile.py")]
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(
+            [sys.executable, "-m", *tests], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        done.stdout = f"\n{found.name.removesuffix('.dist-info')}\n{done.stdout}"
+        return done
+
+
 def main(versions: list[str]) -> int:
-    for package in [f"triton=={version}" for version in versions] or [f"triton=={OLDEST}", "triton"]:
-        with tempfile.TemporaryDirectory() as folder:
-            install = ["pip", "install", "-q", "--no-deps", "--upgrade", "--target", folder, package]
-            subprocess.run([sys.executable, "-m", *install], check=True)
-            (found,) = Path(folder).glob("triton-*.dist-info")
-            print(f"\n{found.name.removesuffix('.dist-info')}", flush=True)
-            path = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-            tests = ["pytest", "-q", "-m", "slow or not slow", str(Path(__file__).parent / "test_compile.py")]
-            result = subprocess.run([sys.executable, "-m", *tests], env={**os.environ, "PYTHONPATH": path}, check=False)
-            if result.returncode:
-                return result.returncode
-    return 0
+    packages = [f"triton=={version}" for version in versions] or [f"triton=={OLDEST}", "triton"]
+    status = 0
+    with ThreadPoolExecutor(2) as pool:  # a version is half a minute of one core
+        for done in pool.map(compile_with, packages):
+            print(done.stdout, flush=True)
+            status = status or done.returncode
+    return status
 
 
 if __name__ == "__main__":
