@@ -275,8 +275,10 @@ SMALL_FOLDER = _recipe(
         "num_labels": (0, OURS),
         "backbone": ("conv4", OURS),
         "label_lr": (100.0, OURS),  # the reference implementation's effective step, for a batch of 128
+        "stage1.epochs": (200, OURS),
         "stage1.batch": (64, OURS),
-        "stage2.epochs": (30, OURS),
+        "stage1.cosine_epochs": (200, OURS),
+        "stage2.epochs": (23, OURS),
         "stage2.unlabelled_batch": (96, OURS),
         "stage2.labelled_batch": (32, OURS),
         "stage3.epochs": (6, OURS),
