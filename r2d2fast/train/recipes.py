@@ -275,6 +275,7 @@ SMALL_FOLDER = _recipe(
         "num_labels": (0, OURS),
         "backbone": ("conv4", OURS),
         "label_lr": (100.0, OURS),  # the reference implementation's effective step, for a batch of 128
+        # With 100 and 30 of stage 2 the end is the same, and 0.9 points worse where all is a quarter as long.
         "stage1.epochs": (200, OURS),
         "stage1.batch": (64, OURS),
         "stage1.cosine_epochs": (200, OURS),
